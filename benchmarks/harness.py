@@ -1,0 +1,270 @@
+"""Timing, memory and machine facts. Knows nothing of what it measures.
+
+Implementations of one case are timed in turns (A B A B …) in one process, so that a slow minute of a shared
+machine falls on all of them alike; a result is the median of many turns.
+"""
+
+import gc
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SHORTEST_SAMPLE = 1e-3  # seconds; shorter calls are repeated within a sample
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds a call; ``calls`` in all over ``samples`` samples."""
+
+    median: float
+    p20: float
+    p80: float
+    samples: int
+    calls: int
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to time a case: turns go on until both ``seconds`` and ``least`` are reached."""
+
+    seconds: float = 2.0
+    least: int = 7
+    most: int = 300
+    patience: float = 3.0  # after this many times ``seconds`` three turns are enough
+
+
+def _seconds(function: Callable[[], object], calls: int, device: torch.device) -> float:
+    """Seconds a call, over ``calls`` calls. On CUDA between two events on the stream."""
+    if device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(calls):
+            function()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3 / calls
+    begin = time.perf_counter()
+    for _ in range(calls):
+        function()
+    return (time.perf_counter() - begin) / calls
+
+
+def interleave(
+    functions: Mapping[str, Callable[[], object]],
+    device: torch.device = torch.device("cpu"),
+    budget: Budget = Budget(),
+) -> dict[str, Timing]:
+    """Time every function in turns."""
+    calls = {}
+    for name, function in functions.items():
+        function()  # allocator, packed weights, autotuning
+        once = _seconds(function, 1, device)
+        calls[name] = max(1, min(1000, round(SHORTEST_SAMPLE / max(once, 1e-7))))
+    samples: dict[str, list[float]] = {name: [] for name in functions}
+    names = list(functions)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        begin = time.perf_counter()
+        for turn in range(budget.most):
+            elapsed = time.perf_counter() - begin
+            if elapsed > budget.seconds and turn >= budget.least:
+                break
+            if elapsed > budget.patience * budget.seconds and turn >= 3:
+                break
+            # Every second turn backwards, so that nobody always runs after the same neighbour.
+            for name in names if turn % 2 == 0 else reversed(names):
+                samples[name].append(_seconds(functions[name], calls[name], device))
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: _timing(values, calls[name]) for name, values in samples.items()}
+
+
+def _timing(seconds: list[float], calls: int) -> Timing:
+    low, high = (
+        (seconds[0], seconds[0])
+        if len(seconds) == 1
+        else (
+            statistics.quantiles(seconds, n=5, method="inclusive")[0],
+            statistics.quantiles(seconds, n=5, method="inclusive")[3],
+        )
+    )
+    return Timing(
+        statistics.median(seconds) * 1e3, low * 1e3, high * 1e3, len(seconds), calls * len(seconds)
+    )
+
+
+def peak_memory(function: Callable[[], object], device: torch.device) -> int:
+    """Bytes that one call holds at most, above what was held before it, through torch's allocator."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        kept = function()
+        torch.cuda.synchronize(device)
+        del kept
+        return torch.cuda.max_memory_allocated(device) - before
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
+        kept = function()
+    del kept
+    events = [
+        e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"
+    ]
+    held = most = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most
+
+
+def gemm_seconds(
+    rows: int, inner: int, columns: int, dtype: torch.dtype, device: torch.device
+) -> float:
+    """Seconds of one matrix product through torch, in ``dtype`` or float32, whichever is faster."""
+    best = float("inf")
+    for each in dict.fromkeys((dtype, torch.float32)):
+        if each.itemsize == 2 and device.type == "cpu" and not fast_on_cpu(each):
+            continue
+        a = torch.randn(rows, inner, device=device, dtype=each)
+        b = torch.randn(columns, inner, device=device, dtype=each).t()
+        out = torch.empty(rows, columns, device=device, dtype=each)
+        timing = interleave(
+            {"gemm": lambda a=a, b=b, out=out: torch.mm(a, b, out=out)},
+            device,
+            Budget(seconds=0.1, least=5, patience=2.0),
+        )
+        best = min(best, timing["gemm"].median / 1e3)
+    return best
+
+
+def fast_on_cpu(dtype: torch.dtype) -> bool:
+    """Whether the CPU multiplies matrices of this 16-bit type in hardware."""
+    if dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.ops.mkldnn._is_mkldnn_fp16_supported()
+
+
+def bandwidth(device: torch.device) -> float:
+    """GB/s of a large read."""
+    data = torch.ones(1 << 27, device=device, dtype=torch.float32)
+    timing = interleave({"read": lambda: data.sum()}, device, Budget(seconds=0.3, least=5))
+    return data.nbytes / timing["read"].median / 1e6
+
+
+def machine(device: torch.device) -> dict[str, object]:
+    """What the figures depend on: processor, threads, versions, and two measured rates."""
+    import fastseq
+
+    facts: dict[str, object] = {
+        "device": str(device),
+        "processor": _processor(),
+        "logical_cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "fastseq": fastseq.__version__,
+        "commit": _commit(),
+    }
+    size = 1024
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        facts |= {
+            "card": properties.name,
+            "memory_gib": round(properties.total_memory / 2**30, 1),
+            "multiprocessors": properties.multi_processor_count,
+            "capability": f"{properties.major}.{properties.minor}",
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+        }
+        size = 8192
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        if device.type == "cuda" or dtype == torch.float32 or fast_on_cpu(dtype):
+            seconds = gemm_seconds(size, size, size, dtype, device)
+            facts[f"gemm_gflops_{name}"] = round(2 * size**3 / seconds / 1e9)
+    facts["read_gb_s"] = round(bandwidth(device), 1)
+    return facts
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The revision of the source tree, where the package runs from one."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--exclude=*"],
+            cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
+
+
+# ---- parity -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Errors relative to the largest value of each result, the worst result by its limit."""
+
+    passed: bool
+    ours: float
+    theirs: float
+    limit: float
+    result: str
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def relative_error(value: Tensor, oracle: Tensor) -> float:
+    """max |value - oracle| / max |oracle|; infinite where ``value`` is not finite or has another shape."""
+    if value.shape != oracle.shape:
+        return float("inf")
+    if oracle.numel() == 0:
+        return 0.0
+    difference = (value.detach().double().cpu() - oracle.detach().double().cpu()).abs().max()
+    scale = oracle.detach().abs().max().double().cpu().clamp_min(1e-30)
+    error = float(difference / scale)
+    return error if error == error else float("inf")
+
+
+def parity(
+    ours: Mapping[str, Tensor],
+    theirs: Mapping[str, Tensor],
+    oracle: Mapping[str, Tensor],
+    ulps: float = 4.0,
+) -> Parity:
+    """err(ours) ≤ 2·err(theirs) + a few ulp, for every result of the float64 oracle."""
+    worst, worst_excess = None, -1.0
+    for name, exact in oracle.items():
+        if name not in ours:
+            return Parity(False, float("inf"), 0.0, 0.0, f"{name} (missing)")
+        error, reference = relative_error(ours[name], exact), relative_error(theirs[name], exact)
+        limit = 2 * reference + ulps * torch.finfo(ours[name].dtype).eps
+        if error / limit > worst_excess:
+            worst_excess = error / limit
+            worst = Parity(error <= limit, error, reference, limit, name)
+    assert worst is not None, "an oracle without results proves nothing"
+    return worst
