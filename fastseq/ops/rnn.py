@@ -1,0 +1,347 @@
+"""Recurrent layers as differentiable operators.
+
+``fastseq::rnn_layer`` and ``fastseq::rnn_layer_backward`` own autograd, autocast, vmap and double
+backward, once for every backend, over the products and scans of ``rnn_layer.py``.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..reference import rnn as reference
+from . import rnn_scan  # noqa: F401 (registers the scans)
+from .rnn_layer import LN_EPS, backward, forward, input_bias, recurrent_mask, scan_bias, split_ln
+
+_library = torch.library.Library("fastseq", "FRAGMENT")
+_PARAMETERS = (
+    "Tensor input, Tensor? batch_sizes, Tensor h0, Tensor? c0, Tensor[] w_ih, Tensor[] w_hh, Tensor[] b_ih, "
+    "Tensor[] b_hh, Tensor[] w_hr, Tensor[] ln, Tensor? seed"
+)
+_OPTIONS = "str mode, float[] zoneout, float recurrent_dropout, bool training, bool recompute"
+_library.define(
+    f"rnn_layer({_PARAMETERS}, {_OPTIONS}, bool save) "
+    "-> (Tensor output, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells, Tensor hn)"
+)
+_library.define(
+    "rnn_layer_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor output, Tensor gates, "
+    f"Tensor cells, Tensor hn, {_PARAMETERS}, {_OPTIONS}, bool need_input, bool need_weights) -> Tensor[]"
+)
+
+
+def _fake_layer(
+    input, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, ln, seed,
+    mode, zoneout, recurrent_dropout, training, recompute, save,
+):  # fmt: skip
+    num_rows, gates = input.shape[0], reference.GATES[mode]
+    hidden = w_ih[0].shape[0] // gates
+    directions = len(w_ih)
+    kept = save and not recompute
+    per_unit = (num_rows, directions, hidden)
+    return (
+        input.new_empty(num_rows, directions * h0.shape[2]),
+        torch.empty_like(h0),
+        input.new_empty(0) if c0 is None else torch.empty_like(c0),
+        input.new_empty((num_rows, directions, gates, hidden) if kept else 0),
+        input.new_empty(
+            per_unit if save and mode == "LSTM" else 0,
+            dtype=reference.accumulate_dtype(input.dtype),
+        ),
+        input.new_empty(per_unit if kept and mode == "GRU" else 0),
+    )
+
+
+def _fake_layer_backward(
+    grad_output, grad_h_n, grad_c_n, output, gates, cells, hn,
+    input, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, ln, seed,
+    mode, zoneout, recurrent_dropout, training, recompute, need_input, need_weights,
+):  # fmt: skip
+    weights = (*w_ih, *w_hh, *b_ih, *b_hh, *w_hr, *ln)
+    return [
+        torch.empty_like(input) if need_input else input.new_empty(0),
+        torch.empty_like(h0),
+        input.new_empty(0) if c0 is None else torch.empty_like(c0),
+        *(torch.empty_like(w) if need_weights else input.new_empty(0) for w in weights),
+    ]
+
+
+_NUM_OPTIONS = 5  # mode, zoneout, recurrent_dropout, training, recompute
+
+
+def _setup_layer(ctx, inputs, output) -> None:
+    *arguments, _save = inputs
+    tensors, options = arguments[:-_NUM_OPTIONS], arguments[-_NUM_OPTIONS:]
+    input, batch_sizes, h0, c0, *lists, seed = tensors
+    out, _, _, gates, cells, hn = output
+    ctx.mark_non_differentiable(gates, cells, hn)
+    ctx.set_materialize_grads(False)
+    ctx.options, ctx.lengths = options, [len(part) for part in lists]
+    ctx.save_for_backward(
+        out,
+        gates,
+        cells,
+        hn,
+        input,
+        batch_sizes,
+        h0,
+        c0,
+        seed,
+        *(w for part in lists for w in part),
+    )
+
+
+def _unflatten(flat: Sequence, lengths: Sequence[int]) -> list[list]:
+    parts, start = [], 0
+    for length in lengths:
+        parts.append(list(flat[start : start + length]))
+        start += length
+    return parts
+
+
+def _layer_gradients(ctx, grad_output, grad_h_n, grad_c_n, *_unused):
+    out, gates, cells, hn, input, batch_sizes, h0, c0, seed, *weights = ctx.saved_tensors
+    lists = _unflatten(weights, ctx.lengths)
+    need_input, need_weights = input.requires_grad, any(w.requires_grad for w in weights)
+    grad_input, grad_h0, grad_c0, *grads = torch.ops.fastseq.rnn_layer_backward(
+        grad_output, grad_h_n, grad_c_n, out, gates, cells, hn, input, batch_sizes, h0, c0, *lists, seed,
+        *ctx.options, need_input, need_weights,
+    )  # fmt: skip
+    if not need_weights:
+        grads = [None] * len(grads)
+    return (
+        grad_input if need_input else None,
+        None,
+        grad_h0,
+        None if c0 is None else grad_c0,
+        *_unflatten(grads, ctx.lengths),
+        *[None] * (2 + _NUM_OPTIONS),
+    )
+
+
+def _differentiable_layer(
+    input, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, ln, seed,
+    mode, zoneout, recurrent_dropout, training, recompute,
+):  # fmt: skip
+    """The layer in plain differentiable PyTorch, for second derivatives."""
+    ln_input, ln_gates, ln_cell = split_ln(ln, mode, len(w_ih))
+    number = 0 if seed is None else int(seed)
+    projections = []
+    for d, weight in enumerate(w_ih):
+        bias = input_bias(mode, b_ih, b_hh, d)
+        gx = F.linear(input, weight, None if ln_input else bias)
+        if ln_input:
+            gx = F.layer_norm(gx, gx.shape[1:], ln_input[d], bias, LN_EPS)
+        projections.append(gx.unflatten(1, (reference.GATES[mode], -1)))
+    output, h_n, c_n, *_ = reference.scan(
+        torch.stack(projections, 1), batch_sizes, h0, c0, w_hh, scan_bias(mode, b_hh), w_hr, ln_gates, ln_cell,
+        recurrent_mask(h0.detach(), number, recurrent_dropout, training),
+        mode=mode, ln_eps=LN_EPS, zoneout=zoneout, seed=number, training=training,
+    )  # fmt: skip
+    return output, h_n, c_n
+
+
+def _setup_layer_backward(ctx, inputs, output) -> None:
+    grads, arguments = inputs[:3], inputs[7:]
+    *arguments, _need_input, _need_weights = arguments
+    input, batch_sizes, h0, c0, *lists, seed = arguments[:-_NUM_OPTIONS]
+    ctx.options, ctx.lengths = arguments[-_NUM_OPTIONS:], [len(part) for part in lists]
+    ctx.save_for_backward(
+        *grads, input, batch_sizes, h0, c0, seed, *(w for part in lists for w in part)
+    )
+
+
+def _layer_second_gradients(ctx, grad_gradients):
+    """Gradients of the layer's gradients: differentiate twice through the plain PyTorch layer."""
+    grad_outputs, (input, batch_sizes, h0, c0, seed, *weights) = (
+        ctx.saved_tensors[:3],
+        ctx.saved_tensors[3:],
+    )
+    with torch.enable_grad():
+        variables = [
+            None if x is None else x.detach().requires_grad_() for x in (input, h0, c0, *weights)
+        ]
+        upstream = [None if g is None else g.detach().requires_grad_() for g in grad_outputs]
+        input_, h0_, c0_, *weights_ = variables
+        results = _differentiable_layer(
+            input_, batch_sizes, h0_, c0_, *_unflatten(weights_, ctx.lengths), seed, *ctx.options
+        )
+        pairs = [
+            (y, g)
+            for y, g in zip(results, upstream, strict=True)
+            if y is not None and g is not None
+        ]
+        present = [x for x in variables if x is not None]
+        first = torch.autograd.grad(
+            [y for y, _ in pairs],
+            present,
+            [g for _, g in pairs],
+            create_graph=True,
+            materialize_grads=True,
+        )
+        wanted = [g for x, g in zip(variables, grad_gradients, strict=True) if x is not None]
+        chosen = [
+            (f, w)
+            for f, w in zip(first, wanted, strict=True)
+            if w is not None and f.shape == w.shape and f.requires_grad
+        ]
+        leaves = present + [g for g in upstream if g is not None]
+        second = iter(
+            torch.autograd.grad(
+                [f for f, _ in chosen], leaves, [w for _, w in chosen], allow_unused=True
+            )
+            if chosen
+            else [None] * len(leaves)
+        )
+    of_variables = [None if x is None else next(second) for x in variables]
+    of_upstream = [None if g is None else next(second) for g in upstream]
+    of_input, of_h0, of_c0, *of_weights = of_variables
+    return (
+        *of_upstream, *[None] * 4, of_input, None, of_h0, of_c0, *_unflatten(of_weights, ctx.lengths),
+        *[None] * (3 + _NUM_OPTIONS),
+    )  # fmt: skip
+
+
+def _fold_into_batch(info, in_dims, *arguments):
+    """vmap of the layer: examples join the batch when the weights are shared, and loop otherwise."""
+    (input, batch_sizes, h0, c0), rest = arguments[:4], arguments[4:]
+    shared = batch_sizes is None and not any(
+        dim is not None
+        for part in in_dims[4:11]
+        for dim in (part if isinstance(part, (list, tuple)) else (part,))
+    )
+    if not shared:
+        return _loop_over_examples(torch.ops.fastseq.rnn_layer)(info, in_dims, *arguments)
+    size = info.batch_size
+
+    def lead(x, dim):
+        return x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+
+    def fold(x, dim, batch):  # (V, T·B, …) -> (T·V·B, …)
+        x = lead(x, dim)
+        return x.unflatten(1, (-1, batch)).transpose(0, 1).flatten(0, 2)
+
+    def fold_state(x, dim):  # (V, D, B, width) -> (D, V·B, width)
+        return None if x is None else lead(x, dim).transpose(0, 1).flatten(1, 2)
+
+    batch = h0.shape[1 if in_dims[2] is None else [i for i in range(4) if i != in_dims[2] % 4][1]]
+    results = torch.ops.fastseq.rnn_layer(
+        fold(input, in_dims[0], batch),
+        None,
+        fold_state(h0, in_dims[2]),
+        fold_state(c0, in_dims[3]),
+        *rest,
+    )
+
+    def unfold(x):
+        if x.numel() == 0:
+            return x.expand(size, *x.shape)
+        return x.unflatten(0, (-1, size, batch)).transpose(0, 1).flatten(1, 2)
+
+    output, h_n, c_n, *saved = results
+    states = [
+        x.unflatten(1, (size, batch)).transpose(0, 1) if x.numel() else unfold(x)
+        for x in (h_n, c_n)
+    ]
+    return (unfold(output), *states, *map(unfold, saved)), (0,) * 6
+
+
+def _loop_over_examples(op):
+    def rule(info, in_dims, *arguments):
+        def pick(x, dim, i):
+            if isinstance(x, (list, tuple)) and isinstance(dim, (list, tuple)):
+                return [pick(y, e, i) for y, e in zip(x, dim, strict=True)]
+            return x if dim is None else x.select(dim, i)
+
+        each = [
+            op(*(pick(x, dim, i) for x, dim in zip(arguments, in_dims, strict=True)))
+            for i in range(info.batch_size)
+        ]
+        stacked = [torch.stack(parts) for parts in zip(*each, strict=True)]
+        if isinstance(each[0], tuple):
+            return tuple(stacked), (0,) * len(stacked)
+        return stacked, [0] * len(stacked)
+
+    return rule
+
+
+for _name, _implementation, _fake in (
+    ("rnn_layer", forward, _fake_layer),
+    ("rnn_layer_backward", backward, _fake_layer_backward),
+):
+    _library.impl(_name, _implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fastseq::{_name}", _fake, lib=_library)
+torch.library.register_autograd(
+    "fastseq::rnn_layer", _layer_gradients, setup_context=_setup_layer, lib=_library
+)
+torch.library.register_autograd(
+    "fastseq::rnn_layer_backward",
+    _layer_second_gradients,
+    setup_context=_setup_layer_backward,
+    lib=_library,
+)
+torch.library.register_vmap("fastseq::rnn_layer", _fold_into_batch, lib=_library)
+torch.library.register_vmap(
+    "fastseq::rnn_layer_backward",
+    _loop_over_examples(torch.ops.fastseq.rnn_layer_backward),
+    lib=_library,
+)
+
+
+def rnn_layer(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor,
+    c0: Tensor | None,
+    w_ih: list[Tensor],
+    w_hh: list[Tensor],
+    b_ih: list[Tensor],
+    b_hh: list[Tensor],
+    w_hr: list[Tensor],
+    ln: list[Tensor],
+    *,
+    mode: str,
+    zoneout: Sequence[float] = (0.0, 0.0),
+    recurrent_dropout: float = 0.0,
+    training: bool = True,
+    recompute: bool = False,
+    seed: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """One recurrent layer, one or both directions, over packed rows.
+
+    Args:
+        input: (N, I), rows of all steps, time-major, as ``PackedSequence.data``.
+        batch_sizes: (T,) int64 on the CPU, not increasing; None for a dense batch (N = T·B).
+        h0: (D, B, P) initial hidden state; c0: (D, B, H) initial cell state (LSTM), else None.
+        w_ih, w_hh, b_ih, b_hh: torch's (G·H, I), (G·H, P), (G·H,), (G·H,); one a direction, the
+            biases possibly none.
+        w_hr: (P, H) projections, or none.
+        ln: layer-norm parameters, one direction after the other: γ of W_ih x (G·H,), γ of W_hh h
+            (G·H,) and, for LSTM, γ and β of the cell (H,); none without layer-norm.
+        mode: "RNN_TANH", "RNN_RELU", "LSTM" or "GRU".
+        zoneout: probability for h and for c (Krueger et al., 2016).
+        recurrent_dropout: probability of the variational mask on h (Gal & Ghahramani, 2016).
+        recompute: keep only states for backward and compute the gates anew.
+        seed: int64 scalar on the CPU for the random masks; drawn from torch's CPU generator if None.
+
+    Returns:
+        output (N, D·P), h_n (D, B, P), and c_n (D, B, H), None unless LSTM. All floating tensors
+        share one dtype: float64, float32, bfloat16 or float16.
+    """
+    device = input.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        cast = lambda x: x.to(dtype) if x.dtype != torch.float64 else x  # noqa: E731
+        input, h0, c0 = cast(input), cast(h0), None if c0 is None else cast(c0)
+        w_ih, w_hh, b_ih, b_hh, w_hr, ln = (
+            [cast(w) for w in part] for part in (w_ih, w_hh, b_ih, b_hh, w_hr, ln)
+        )
+    if seed is None and training and (recurrent_dropout > 0 or max(zoneout) > 0):
+        seed = torch.randint(2**62, (), dtype=torch.int64)
+    tensors = (input, h0, *w_ih, *w_hh, *b_ih, *b_hh, *w_hr, *ln, *(() if c0 is None else (c0,)))
+    save = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    output, h_n, c_n, *_ = torch.ops.fastseq.rnn_layer(
+        input, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, ln, seed,
+        mode, list(zoneout), recurrent_dropout, training, recompute, save,
+    )  # fmt: skip
+    return output, h_n, None if c0 is None else c_n

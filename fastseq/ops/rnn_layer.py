@@ -1,0 +1,274 @@
+"""One recurrent layer, forward and backward: a library's whole-sequence products around a scan.
+
+Rows are packed time-major as in ``PackedSequence.data`` (N rows); D is the number of directions,
+G the gates a unit, H hidden_size, P the width of h, I the input size. Per-direction parameters are
+lists of D tensors, or empty.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..reference import rnn as reference
+from ..reference.philox import dropout_mask
+from .gemm import linear_into, mm
+
+LN_EPS = 1e-5
+
+
+def split_ln(
+    ln: list[Tensor], mode: str, directions: int
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """The flat list of layer-norm parameters as (γ of W_ih x, γ of W_hh h, (γ, β) of the cell), per direction."""
+    if not ln:
+        return [], [], []
+    each = len(ln) // directions
+    of = [ln[d * each : (d + 1) * each] for d in range(directions)]
+    cell = [torch.stack(p[2:]) for p in of] if mode == "LSTM" else []
+    return [p[0] for p in of], [p[1] for p in of], cell
+
+
+def input_bias(mode: str, b_ih: list[Tensor], b_hh: list[Tensor], d: int) -> Tensor | None:
+    """The bias that joins the input projection. Only GRU needs its recurrent bias apart, inside r·(…)."""
+    if not b_ih:
+        return None
+    return b_ih[d] if mode == "GRU" else b_ih[d] + b_hh[d]
+
+
+def _project(
+    mode: str,
+    input: Tensor,
+    w_ih: list[Tensor],
+    b_ih: list[Tensor],
+    b_hh: list[Tensor],
+    ln_input: list[Tensor],
+) -> Tensor:
+    """Input side of the gates, (N, D, G, H)."""
+    directions, width = len(w_ih), w_ih[0].shape[0]
+    gx = input.new_empty(input.shape[0], directions, width)
+    for d in range(directions):
+        bias = input_bias(mode, b_ih, b_hh, d)
+        if ln_input:
+            linear_into(gx[:, d], input, w_ih[d], None)
+            gx[:, d] = F.layer_norm(gx[:, d], (width,), ln_input[d], bias, LN_EPS)
+        else:
+            linear_into(gx[:, d], input, w_ih[d], bias)
+    gates = reference.GATES[mode]
+    return gx.view(-1, directions, gates, width // gates)
+
+
+def scan_bias(mode: str, b_hh: list[Tensor]) -> list[Tensor]:
+    return b_hh if mode == "GRU" else []
+
+
+def recurrent_mask(h0: Tensor, seed: int, probability: float, training: bool) -> Tensor | None:
+    return dropout_mask(seed, h0, probability) if training and probability > 0 else None
+
+
+def forward(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor,
+    c0: Tensor | None,
+    w_ih: list[Tensor],
+    w_hh: list[Tensor],
+    b_ih: list[Tensor],
+    b_hh: list[Tensor],
+    w_hr: list[Tensor],
+    ln: list[Tensor],
+    seed: Tensor | None,
+    mode: str,
+    zoneout: list[float],
+    recurrent_dropout: float,
+    training: bool,
+    recompute: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ln_input, ln_gates, ln_cell = split_ln(ln, mode, len(w_ih))
+    number = 0 if seed is None else int(seed)
+    gates = _project(mode, input, w_ih, b_ih, b_hh, ln_input)
+    output, h_n, c_n, cells, hn = torch.ops.fastseq.rnn_scan(
+        gates, batch_sizes, h0, c0, w_hh, scan_bias(mode, b_hh), w_hr, ln_gates, ln_cell,
+        recurrent_mask(h0, number, recurrent_dropout, training),
+        mode=mode, ln_eps=LN_EPS, zoneout=zoneout, seed=number, training=training, save=save,
+    )  # fmt: skip
+    if not save:
+        gates = gates.new_empty(0)
+    elif recompute:
+        gates, hn = gates.new_empty(0), hn.new_empty(0)
+    return output, h_n, c_n, gates, cells, hn
+
+
+def _recompute_gates(
+    mode: str, gx: Tensor, u_raw: Tensor, ln_gates: list[Tensor], b_hh: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Activated gates and hn of a whole sequence at once, for they depend on known states only."""
+    acc = reference.accumulate_dtype(gx.dtype)
+    gates = torch.empty_like(gx)
+    hn = gx.new_empty((gx.shape[0], gx.shape[1], gx.shape[3]) if mode == "GRU" else 0)
+    for d in range(gx.shape[1]):
+        u = reference.recurrent_gates(
+            u_raw[:, d].to(acc),
+            ln_gates[d].to(acc) if ln_gates else None,
+            b_hh[d].to(acc) if b_hh else None,
+            LN_EPS,
+        )
+        gates[:, d] = reference.activate(mode, gx[:, d].to(acc), u)
+        if mode == "GRU":
+            hn[:, d] = u[:, 2]
+    return gates, hn
+
+
+def backward(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    output: Tensor,
+    gates: Tensor,
+    cells: Tensor,
+    hn: Tensor,
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor,
+    c0: Tensor | None,
+    w_ih: list[Tensor],
+    w_hh: list[Tensor],
+    b_ih: list[Tensor],
+    b_hh: list[Tensor],
+    w_hr: list[Tensor],
+    ln: list[Tensor],
+    seed: Tensor | None,
+    mode: str,
+    zoneout: list[float],
+    recurrent_dropout: float,
+    training: bool,
+    recompute: bool,
+    need_input: bool,
+    need_weights: bool,
+) -> list[Tensor]:
+    """Gradients of input, h0, c0 and every parameter in order; empty where not asked for or absent."""
+    num_rows, directions, width = input.shape[0], len(w_ih), h0.shape[2]
+    hidden = w_ih[0].shape[0] // reference.GATES[mode]
+    ln_input, ln_gates, ln_cell = split_ln(ln, mode, directions)
+    number = 0 if seed is None else int(seed)
+    h_mask = recurrent_mask(h0, number, recurrent_dropout, training)
+    bias = scan_bias(mode, b_hh)
+
+    if mode == "LSTM" and cells.numel() == 0 and num_rows:
+        # Forward did not know that gradients would be asked for (torch.func.grad, say).
+        output, _, _, gates, cells, hn = forward(
+            input, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, ln, seed,
+            mode, zoneout, recurrent_dropout, training, recompute, True,
+        )  # fmt: skip
+
+    rebuild = gates.numel() == 0
+    fed, u_raw = None, None
+    if need_weights or rebuild or ln:
+        fed = reference.previous_states(output.view(num_rows, directions, width), h0, batch_sizes)
+        if h_mask is not None:
+            fed = fed * _rows_of_mask(h_mask, batch_sizes, num_rows)
+    if rebuild or ln:
+        u_raw = input.new_empty(num_rows, directions, reference.GATES[mode], hidden)
+        for d in range(directions):
+            linear_into(u_raw[:, d].flatten(1), fed[:, d], w_hh[d], None)
+    if rebuild:
+        gx = _project(mode, input, w_ih, b_ih, b_hh, ln_input)
+        gates, hn = _recompute_gates(mode, gx, u_raw, ln_gates, bias)
+
+    grad_gx, grad_u, grad_proj, grad_ln_cell, grad_h0, grad_c0 = torch.ops.fastseq.rnn_scan_backward(
+        torch.zeros_like(output) if grad_output is None else grad_output.contiguous(),
+        None if grad_h_n is None else grad_h_n.contiguous(),
+        None if grad_c_n is None else grad_c_n.contiguous(),
+        gates, cells, hn, output, u_raw if ln else None, batch_sizes, h0, c0, w_hh, w_hr, ln_gates, ln_cell, h_mask,
+        mode=mode, ln_eps=LN_EPS, zoneout=zoneout, seed=number, training=training,
+    )  # fmt: skip
+    if grad_u.numel() == 0:
+        grad_u = grad_gx
+
+    grads: dict[str, list[Tensor]] = {
+        name: [] for name in ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr", "ln")
+    }
+    grad_input = torch.zeros_like(input) if need_input and directions > 1 else input.new_empty(0)
+    for d in range(directions):
+        of_gx, of_u = grad_gx[:, d].flatten(1), grad_u[:, d].flatten(1)
+        of_product, gammas = of_gx, []
+        if ln:
+            product = torch.empty_like(of_gx)
+            linear_into(product, input, w_ih[d], None)
+            of_product, gamma_ih = _norm_backward(of_gx, product, ln_input[d])
+            after_norm = _after_norm(mode, grad_gx[:, d], gates[:, d]).flatten(1)
+            normalized = reference.normalize(u_raw[:, d].flatten(1), LN_EPS)[0]
+            gammas = [gamma_ih, (after_norm * normalized).sum(0)]
+            if mode == "LSTM":
+                gammas += _cell_norm_gradients(
+                    grad_ln_cell[:, d], gates[:, d], cells, c0, batch_sizes, d
+                )
+        if need_input:
+            if directions == 1:
+                grad_input = mm(of_product, w_ih[d])
+            else:
+                grad_input += mm(of_product, w_ih[d])
+        if not need_weights:
+            continue
+        grads["w_ih"].append(mm(of_product.t(), input))
+        grads["w_hh"].append(mm(of_u.t(), fed[:, d]))
+        if b_ih:
+            grads["b_ih"].append(of_gx.sum(0))
+            grads["b_hh"].append(
+                _after_norm(mode, grad_gx[:, d], gates[:, d]).flatten(1).sum(0)
+                if mode == "GRU"
+                else grads["b_ih"][d].clone()
+            )
+        if w_hr:
+            cell = _cells_before_zoneout(gates[:, d], cells, c0, batch_sizes, d)
+            if ln_cell:
+                cell = reference.cell_norm(cell, ln_cell[d], LN_EPS)
+            projected = (gates[:, d, 3] * torch.tanh(cell)).to(output.dtype)
+            grads["w_hr"].append(
+                mm(grad_proj.view(num_rows, directions, width)[:, d].t(), projected)
+            )
+        grads["ln"] += [gamma.to(output.dtype) for gamma in gammas]
+    weights = [g for name in grads for g in grads[name]]
+    if not need_weights:
+        weights = [input.new_empty(0) for _ in (*w_ih, *w_hh, *b_ih, *b_hh, *w_hr, *ln)]
+    return [grad_input, grad_h0, grad_c0, *weights]
+
+
+def _rows_of_mask(h_mask: Tensor, batch_sizes: Tensor | None, num_rows: int) -> Tensor:
+    """The mask (D, B, P) of each row, (N, D, P)."""
+    by_sequence = h_mask.transpose(0, 1)
+    if batch_sizes is None:
+        return by_sequence.repeat(num_rows // h_mask.shape[1], 1, 1)
+    return torch.cat([by_sequence[:size] for size in batch_sizes.tolist()])
+
+
+def _after_norm(mode: str, grad_gx: Tensor, gates: Tensor) -> Tensor:
+    """Gradient of the recurrent side of the gates (after layer-norm and bias), (N, G, H)."""
+    if mode != "GRU":
+        return grad_gx
+    return torch.cat([grad_gx[:, :2], grad_gx[:, 2:] * gates[:, :1]], 1)
+
+
+def _norm_backward(grad: Tensor, x: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of x and γ through y = γ·(x - mean)/std."""
+    _, mean, rstd = torch.native_layer_norm(x, (x.shape[1],), gamma, None, LN_EPS)
+    grad_x, grad_gamma, _ = torch.ops.aten.native_layer_norm_backward(
+        grad.contiguous(), x, (x.shape[1],), mean, rstd, gamma, None, [True, True, False]
+    )
+    return grad_x, grad_gamma
+
+
+def _cells_before_zoneout(
+    gates: Tensor, cells: Tensor, c0: Tensor, batch_sizes: Tensor | None, d: int
+) -> Tensor:
+    """f·c + i·g for every row of direction ``d``, in the accumulation type."""
+    before = reference.previous_states(cells, c0.to(cells.dtype), batch_sizes)[:, d]
+    i, f, g = gates[:, :3].to(cells.dtype).unbind(1)
+    return f * before + i * g
+
+
+def _cell_norm_gradients(
+    grad: Tensor, gates: Tensor, cells: Tensor, c0: Tensor, batch_sizes: Tensor | None, d: int
+) -> list[Tensor]:
+    cell = _cells_before_zoneout(gates, cells, c0, batch_sizes, d)
+    return [(grad * reference.normalize(cell, LN_EPS)[0]).sum(0), grad.sum(0)]
