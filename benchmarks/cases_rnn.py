@@ -1,0 +1,162 @@
+"""The recurrent suite, as data: what ``fastseq bench rnn`` and ``bench_rnn.py`` both run."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from .harness import fast_on_cpu
+
+Mode = Literal["LSTM", "GRU", "RNN"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison. ``input_size`` defaults to ``hidden``; ``lengths`` names a set of real or random lengths."""
+
+    group: str
+    mode: Mode
+    batch: int
+    hidden: int
+    length: int = 1
+    train: bool = False
+    dtype: torch.dtype = torch.float32
+    kind: Literal["layer", "cell", "model"] = "layer"
+    input_size: int = 0
+    layers: int = 1
+    bidirectional: bool = False
+    proj_size: int = 0
+    lengths: str = ""
+    layer_norm: bool = False
+    zoneout: float = 0.0
+    recurrent_dropout: float = 0.0
+    recompute: bool = False
+    quick: bool = False  # also in the short suite
+    compile: bool = False  # torch.compile is expected to finish on it
+
+    @property
+    def inputs(self) -> int:
+        return self.input_size or self.hidden
+
+    @property
+    def baseline(self) -> str:
+        """What users run today: torch's layer, or a loop over time for what torch lacks."""
+        beyond = self.layer_norm or self.zoneout or self.recurrent_dropout
+        return "loop" if beyond else "torch"
+
+    @property
+    def name(self) -> str:
+        shape = [f"B{self.batch}", f"H{self.hidden}"]
+        if self.input_size:
+            shape.append(f"I{self.input_size}")
+        if self.proj_size:
+            shape.append(f"P{self.proj_size}")
+        if self.length > 1 and self.lengths != "real":
+            shape.append(f"T{self.length}")
+        extras = [
+            f"{self.layers} layers" if self.layers > 1 else "",
+            "bidirectional" if self.bidirectional else "",
+            f"{self.lengths} lengths" if self.lengths else "",
+            "layer norm" if self.layer_norm else "",
+            f"zoneout {self.zoneout}" if self.zoneout else "",
+            f"recurrent dropout {self.recurrent_dropout}" if self.recurrent_dropout else "",
+            "recompute" if self.recompute else "",
+            str(self.dtype).removeprefix("torch.") if self.dtype != torch.float32 else "",
+            "train" if self.train else "infer",
+        ]
+        kind = "Cell" if self.kind == "cell" else ""
+        return " ".join([self.mode + kind, *shape, *filter(None, extras)])
+
+
+MODEL = Case("real model", "GRU", batch=128, hidden=256, kind="model", quick=True)
+
+_SHAPES = [(1, 128, 128), (1, 512, 64), (8, 256, 128), (32, 256, 128), (32, 512, 64), (32, 1024, 32), (128, 128, 64)]  # fmt: skip
+_QUICK = {(1, 128, 128), (32, 256, 128)}
+
+
+def cpu_suite() -> Iterator[Case]:
+    """Everything timed on a CPU, small and odd sizes too."""
+    modes: tuple[Mode, ...] = ("LSTM", "GRU", "RNN")
+    for mode in modes:
+        for train in (False, True):
+            group = f"{mode} {'training' if train else 'inference'}"
+            for batch, hidden, length in _SHAPES:
+                quick = (batch, hidden, length) in _QUICK and mode != "RNN"
+                yield Case(group, mode, batch, hidden, length, train, quick=quick)
+    for mode in modes:
+        yield Case("small and odd", mode, 1, 16, 5)
+        yield Case("small and odd", mode, 3, 37, 11, input_size=5, train=True)
+    yield Case("small and odd", "LSTM", 5, 100, 300, input_size=13)
+    yield Case("small and odd", "GRU", 17, 200, 50, input_size=80, train=True)
+    for mode in modes[:2]:
+        for train in (False, True):
+            yield Case("stacked and bidirectional", mode, 32, 256, 64, train, layers=2, bidirectional=True)  # fmt: skip
+        yield Case("stacked and bidirectional", mode, 1, 256, 64, layers=2, bidirectional=True)
+        yield Case("stacked and bidirectional", mode, 1, 256, 64, layers=4)
+    for mode in modes[:2]:
+        for train in (False, True):
+            yield Case("packed sequences", mode, 32, 256, 128, train, lengths="random")
+            yield Case(
+                "real sentences", mode, 32, 256, 128, train, lengths="real",
+                bidirectional=True, quick=mode == "LSTM" and train,
+            )  # fmt: skip
+    for train in (False, True):
+        yield Case("projection", "LSTM", 32, 512, 64, train, proj_size=128)
+    for dtype in (torch.bfloat16,):
+        shape = (32, 512, 64) if fast_on_cpu(dtype) else (8, 256, 32)
+        for mode in modes[:2]:
+            for train in (False, True):
+                yield Case("bfloat16", mode, *shape, train, dtype)
+    for mode in modes[:2]:
+        for train in (False, True):
+            yield Case("beyond torch, against a loop", mode, 32, 256, 64, train, layer_norm=True, quick=mode == "LSTM")  # fmt: skip
+        yield Case("beyond torch, against a loop", mode, 32, 256, 64, True, zoneout=0.1)
+        yield Case("beyond torch, against a loop", mode, 32, 256, 64, True, recurrent_dropout=0.3)
+    yield Case("beyond torch, against a loop", "LSTM", 1, 128, 128, layer_norm=True)
+    yield Case("recompute", "LSTM", 32, 256, 128, True, recompute=True)
+    yield Case("recompute", "GRU", 32, 256, 128, True, recompute=True)
+    for mode in modes:
+        for batch in (1, 32):
+            yield Case("cells", mode, batch, 256, kind="cell", quick=mode == "LSTM", compile=True)
+    yield Case("cells", "LSTM", 32, 256, kind="cell", train=True, compile=True)
+    yield MODEL
+
+
+def cuda_suite() -> Iterator[Case]:
+    """The same kinds of work in sizes for a GPU, against cuDNN."""
+    half, brain, single = torch.float16, torch.bfloat16, torch.float32
+    for dtype in (brain, half, single):
+        for mode in ("LSTM", "GRU"):
+            for train in (False, True):
+                for batch, hidden, length in ((16, 768, 1024), (1, 512, 512), (64, 1024, 256), (256, 512, 128)):
+                    quick = dtype == brain and hidden == 768
+                    yield Case(f"{mode} {str(dtype).removeprefix('torch.')}", mode, batch, hidden, length, train, dtype, quick=quick)  # fmt: skip
+    for train in (False, True):
+        yield Case("RNN bfloat16", "RNN", 16, 768, 1024, train, brain)
+        for mode in ("LSTM", "GRU"):
+            for dtype in (brain, single):
+                yield Case("small", mode, 16, 128, 256, train, dtype)
+            yield Case("odd sizes", mode, 17, 333, 101, train, brain, input_size=77)
+            yield Case("stacked and bidirectional", mode, 32, 512, 128, train, brain, layers=2, bidirectional=True)  # fmt: skip
+            yield Case("stacked and bidirectional", mode, 32, 512, 128, train, half, layers=2, bidirectional=True)  # fmt: skip
+            yield Case("packed sequences", mode, 32, 512, 256, train, brain, lengths="random")
+            yield Case("real sentences", mode, 128, 512, 128, train, brain, lengths="real", bidirectional=True)  # fmt: skip
+            yield Case("beyond torch, against a loop", mode, 32, 512, 64, train, brain, layer_norm=True)  # fmt: skip
+        yield Case("projection", "LSTM", 32, 1024, 128, train, brain, proj_size=256)
+    for mode in ("LSTM", "GRU"):
+        yield Case("beyond torch, against a loop", mode, 32, 512, 64, True, brain, zoneout=0.1)
+        yield Case("beyond torch, against a loop", mode, 32, 512, 64, True, brain, recurrent_dropout=0.3)  # fmt: skip
+        yield Case("recompute", mode, 32, 512, 128, True, brain, recompute=True)
+        yield Case("cells", mode, 32, 512, kind="cell", dtype=brain)
+    yield MODEL
+
+
+def suite(device: torch.device, quick: bool = False, only: str = "") -> list[Case]:
+    """The cases for a device; ``only`` keeps those whose group or name contains it (case-insensitive)."""
+    cases = cuda_suite() if device.type == "cuda" else cpu_suite()
+    return [
+        case
+        for case in cases
+        if (case.quick or not quick) and only.lower() in f"{case.group} {case.name}".lower()
+    ]

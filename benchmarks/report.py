@@ -1,0 +1,181 @@
+"""What a run leaves behind: lines while it runs, a table, JSON, Markdown and pictures."""
+
+import contextlib
+import json
+import os
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+try:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.table import Table
+except ImportError:  # plain text then
+    Console = None  # type: ignore[assignment,misc]
+
+Entry = dict
+Record = dict
+
+
+def line(entry: Entry) -> str:
+    """One case in a line."""
+    if entry["status"] == "ok":
+        return f"{entry['speedup']:6.2f}×  {entry['case']}"
+    reason = f" ({entry['reason']})" if "reason" in entry else ""
+    return f"{entry['status']:>7}  {entry['case']}{reason}"
+
+
+@contextlib.contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[[str], None]]:
+    """Yields a function to call after each case with its line."""
+    if Console is None:
+        done = 0
+
+        def plain(text: str) -> None:
+            nonlocal done
+            done += 1
+            print(f"[{done}/{total}] {text}", flush=True)
+
+        yield plain
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())  # fmt: skip
+    with Progress(*columns, console=Console(highlight=False)) as bar:
+        task = bar.add_task(title, total=total)
+
+        def advance(text: str) -> None:
+            bar.console.print(text, markup=False)
+            bar.advance(task)
+
+        yield advance
+
+
+def write(record: Record, out: Path) -> None:
+    """Print the table; write rnn.json, REPORT.md and, where matplotlib is installed, two pictures."""
+    out.mkdir(parents=True, exist_ok=True)
+    _replace(out / "rnn.json", json.dumps(record, indent=1, default=str) + "\n")
+    _replace(out / "REPORT.md", markdown(record))
+    show(record)
+    try:
+        from . import plot
+    except ImportError:
+        print("matplotlib is not installed: no pictures")
+    else:
+        plot.overview(record, out / "overview.png")
+        plot.cases(record, out / "speedup.png")
+    print(f"written: {out}")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a whole file or none."""
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.chmod(name, 0o644)
+    os.replace(name, path)
+
+
+# ---- table ------------------------------------------------------------------------------------------------
+
+COLUMNS = ("case", "fastseq ms", "theirs ms", "speed-up", "GFLOP/s", "% of GEMM", "GB/s", "memory", "error")  # fmt: skip
+
+
+def row(entry: Entry) -> tuple[str, ...]:
+    if entry["status"] != "ok":
+        reason = entry.get("reason", "")
+        if "parity" in entry:
+            p = entry["parity"]
+            reason = f"{p['result']}: error {p['ours']:.1e}, limit {p['limit']:.1e}"
+        return (entry["case"], entry["status"], reason, "", "", "", "", "", "")
+    times, peaks = entry["milliseconds"], entry["peak_bytes"]
+    other = next(name for name in times if name != "fastseq")
+    memory = f"{peaks['fastseq'] / peaks[other]:.2f}×" if peaks[other] else ""
+    parity = entry["parity"]
+    return (
+        entry["case"],
+        _milliseconds(times["fastseq"]["median"]),
+        f"{_milliseconds(times[other]['median'])}{' (loop)' if other == 'loop' else ''}",
+        f"{entry['speedup']:.2f}×",
+        f"{entry['gflops']:.1f}",
+        f"{entry['floor_percent']:.0f}",
+        f"{entry['gb_s']:.1f}",
+        memory,
+        f"{parity['ours']:.0e} / {parity['theirs']:.0e}",
+    )
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.4f}" if value < 0.1 else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def summary_lines(record: Record) -> list[str]:
+    summary = record["summary"]
+    lines = [
+        f"{summary['ok']} of {summary['cases']} cases measured, {summary['failed parity']} failed parity, "
+        f"{summary['error']} raised, {summary['skipped']} skipped; {record['seconds']:.0f} s"
+    ]
+    if "geometric_mean" in summary:
+        slow = summary["slower_than_0.95"]
+        lines += [
+            f"geometric mean {summary['geometric_mean']:.2f}×, slowest {summary['slowest']['speedup']:.2f}× "
+            f"({summary['slowest']['case']}), under 0.95×: {len(slow)}",
+        ]
+    if "memory_geometric_mean" in summary:
+        lines.append(f"peak memory {summary['memory_geometric_mean']:.2f}× of theirs (geometric mean)")
+    return lines
+
+
+def show(record: Record) -> None:
+    """The table on the terminal."""
+    if Console is None:
+        for entry in record["results"]:
+            print("  ".join(row(entry)))
+    else:
+        # Where output goes to a file or a log, the terminal's 80 columns would only cut the table.
+        console = Console(highlight=False) if Console().is_terminal else Console(highlight=False, width=150)  # fmt: skip
+        table = Table(title="fastseq against torch (or a loop over time where torch has no layer)")
+        for name in COLUMNS:
+            table.add_column(name, justify="left" if name == "case" else "right", no_wrap=name != "case")  # fmt: skip
+        group = None
+        for entry in record["results"]:
+            if entry["group"] != group:
+                group = entry["group"]
+                mean = record["summary"].get("groups", {}).get(group)
+                table.add_section()
+                table.add_row(f"[bold]{group}", "", "", f"[bold]{mean:.2f}×" if mean else "")
+            style = None
+            if entry["status"] != "ok":
+                style = "red" if entry["status"] != "skipped" else "dim"
+            elif entry["speedup"] < 0.95:
+                style = "yellow"
+            table.add_row(*row(entry), style=style)
+        console.print(table)
+    for text in summary_lines(record):
+        print(text)
+
+
+def markdown(record: Record) -> str:
+    """The same as a page."""
+    facts = "\n".join(f"| {k} | {v} |" for k, v in record["machine"].items() if v is not None)
+    lines = [f"# Recurrent layers: fastseq against torch, {record['date']}", ""]
+    lines += [f"- {text}" for text in summary_lines(record)]
+    lines += ["", "Timed in turns in one process; the median counts. Times include every product and conversion of", "a call; training is forward and backward. Error: of ours / of theirs against float64, the worst result.", "% of GEMM: the same operations as whole-sequence matrix products through torch, measured here.", ""]  # fmt: skip
+    lines += ["| machine | |", "|---|---|", facts, ""]
+    group = None
+    for entry in record["results"]:
+        if entry["group"] != group:
+            group = entry["group"]
+            mean = record["summary"].get("groups", {}).get(group)
+            lines += ["", f"## {group}" + (f": {mean:.2f}×" if mean else ""), ""]
+            lines += ["| " + " | ".join(COLUMNS) + " |", "|---" + "|---:" * (len(COLUMNS) - 1) + "|"]
+        lines.append("| " + " | ".join(row(entry)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def geometric_means(entries: list[Entry]) -> dict[str, float]:
+    groups: dict[str, list[float]] = {}
+    for entry in entries:
+        if entry["status"] == "ok":
+            groups.setdefault(entry["group"], []).append(entry["speedup"])
+    return {name: statistics.geometric_mean(values) for name, values in groups.items()}

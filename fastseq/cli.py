@@ -1,0 +1,49 @@
+"""The command ``fastseq``."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from .config import show_config
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@app.command()
+def info() -> None:
+    """Versions, CPU capability, GPU, and which backend serves which operator."""
+    show_config()
+
+
+@app.command()
+def bench(
+    suites: Annotated[list[str], typer.Argument(help="Suites to run: rnn.")],
+    out: Annotated[Path, typer.Option(help="Directory for JSON, report and pictures.")] = Path("results"),  # fmt: skip
+    quick: Annotated[bool, typer.Option(help="A few cases, a rough look.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; default: the best there is.")] = "",  # fmt: skip
+    filter: Annotated[str, typer.Option(help="Only cases whose group or name contains this.")] = "",
+) -> None:
+    """Check parity, then time against torch. Exit 1 when a case fails parity."""
+    from fastseq.benchmarks import rnn
+
+    known = {"rnn": rnn}
+    if unknown := [name for name in suites if name not in known]:
+        raise typer.BadParameter(f"unknown suite {unknown[0]!r}; there is: {', '.join(known)}")
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        records = [known[name].run(out, where, quick, filter) for name in suites]
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    if not all(rnn.succeeded(record) for record in records):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

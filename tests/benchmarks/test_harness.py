@@ -1,0 +1,90 @@
+"""The harness measures what it says."""
+
+import math
+
+import pytest
+import torch
+
+from fastseq.benchmarks import harness
+from fastseq.benchmarks.harness import Budget
+
+CPU = torch.device("cpu")
+
+
+def test_functions_are_timed_in_turns():
+    order = []
+    a = torch.randn(1024, 1024)
+
+    def function(name):
+        def call():
+            order.append(name)
+            torch.mm(a, a)
+
+        return call
+
+    timings = harness.interleave(
+        {"first": function("first"), "second": function("second")},
+        CPU,
+        Budget(seconds=0.0, least=6),
+    )
+    turns = order[4:]  # after a warm-up and a trial of each
+    assert len(turns) == 12
+    assert all({x, y} == {"first", "second"} for x, y in zip(turns[::2], turns[1::2]))
+    assert all(t.p20 <= t.median <= t.p80 for t in timings.values())
+    assert timings["first"].samples == 6
+
+
+def test_slower_function_shows_as_slower():
+    small, large = torch.randn(64, 64), torch.randn(512, 512)
+    timings = harness.interleave(
+        {"small": lambda: small @ small, "large": lambda: large @ large},
+        CPU,
+        Budget(seconds=0.05, least=5),
+    )
+    assert timings["large"].median > 3 * timings["small"].median
+    assert timings["small"].calls > timings["small"].samples  # short calls are repeated in a sample
+
+
+def test_peak_memory_counts_what_lives_at_once():
+    size = 1 << 20
+
+    def at_once():
+        a = torch.zeros(size)
+        return a + 1
+
+    def one_after_another():
+        for _ in range(4):
+            torch.zeros(size)
+
+    assert 8 * size <= harness.peak_memory(at_once, CPU) < 8.2 * size
+    assert 4 * size <= harness.peak_memory(one_after_another, CPU) < 4.2 * size
+
+
+def test_error_is_relative_and_catches_nan_and_shape():
+    exact = torch.tensor([1.0, -4.0], dtype=torch.float64)
+    assert harness.relative_error(torch.tensor([1.0, -4.4]), exact) == pytest.approx(0.1, rel=1e-5)
+    assert harness.relative_error(torch.tensor([math.nan, -4.0]), exact) == math.inf
+    assert harness.relative_error(torch.tensor([1.0]), exact) == math.inf
+
+
+def test_parity_limit_is_twice_theirs_and_a_few_ulp():
+    exact = {"y": torch.ones(8, dtype=torch.float64)}
+    theirs = {"y": torch.ones(8) + 1e-4}
+    assert harness.parity({"y": torch.ones(8) + 1.9e-4}, theirs, exact).passed
+    verdict = harness.parity({"y": torch.ones(8) + 2.1e-4}, theirs, exact)
+    assert not verdict.passed
+    assert verdict.result == "y"
+    assert not harness.parity({}, theirs, exact).passed
+
+
+def test_gemm_and_bandwidth_are_of_this_world():
+    seconds = harness.gemm_seconds(256, 256, 256, torch.float32, CPU)
+    assert 1e-2 < 2 * 256**3 / seconds / 1e9 < 1e5
+    assert 0.1 < harness.bandwidth(CPU) < 1e4
+
+
+def test_machine_facts_say_what_figures_depend_on():
+    facts = harness.machine(CPU)
+    assert facts["torch"] == torch.__version__
+    assert facts["threads"] == torch.get_num_threads()
+    assert facts["gemm_gflops_float32"] > 0

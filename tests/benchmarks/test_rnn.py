@@ -1,0 +1,121 @@
+"""The recurrent suite on tiny cases: it runs, refuses wrong results, and reports what happened."""
+
+import json
+
+import pytest
+import torch
+
+import fastseq
+from fastseq.benchmarks import g2p, rnn
+from fastseq.benchmarks.cases_rnn import Case, cpu_suite, cuda_suite, suite
+from fastseq.benchmarks.harness import Budget
+
+CPU = torch.device("cpu")
+SHORT = Budget(seconds=0.0, least=1, most=2)
+
+TINY = [
+    Case("tiny", "LSTM", 3, 5, 4, train=True),
+    Case("tiny", "GRU", 2, 6, 3, bidirectional=True, layers=2),
+    Case("tiny", "RNN", 2, 6, 3, input_size=4),
+    Case("tiny", "LSTM", 4, 8, 3, proj_size=3, train=True),
+    Case("tiny", "GRU", 4, 6, 7, train=True, lengths="random"),
+    Case("tiny", "LSTM", 4, 6, 7, lengths="real"),
+    Case("tiny", "LSTM", 2, 8, 3, train=True, recompute=True),
+    Case("tiny", "GRU", 2, 8, 3, dtype=torch.bfloat16),
+    Case("tiny", "LSTM", 3, 5, 4, train=True, layer_norm=True),
+    Case("tiny", "GRU", 3, 5, 4, layer_norm=True),
+    Case("tiny", "LSTM", 3, 5, 4, train=True, zoneout=0.3),
+    Case("tiny", "GRU", 3, 5, 4, zoneout=0.3),
+    Case("tiny", "GRU", 3, 5, 4, train=True, zoneout=0.3, recurrent_dropout=0.5),
+    Case("tiny", "LSTM", 2, 7, kind="cell", train=True),
+    Case("tiny", "GRU", 2, 7, kind="cell"),
+]
+
+
+@pytest.mark.parametrize("case", TINY, ids=lambda case: case.name)
+def test_case_is_measured(case):
+    entry = rnn.measure(case, CPU, SHORT)
+    assert entry["status"] == "ok", entry
+    assert entry["speedup"] > 0
+    assert set(entry["milliseconds"]) == {"fastseq", case.baseline}
+    assert entry["floor_percent"] > 0
+    assert entry["peak_bytes"][case.baseline] > 0
+
+
+def test_wrong_implementation_gets_no_speed(monkeypatch):
+    right = fastseq.GRU.forward
+
+    def wrong(self, *args, **kwargs):
+        output, h_n = right(self, *args, **kwargs)
+        return output * 1.001, h_n
+
+    monkeypatch.setattr(fastseq.GRU, "forward", wrong)
+    entry = rnn.measure(Case("tiny", "GRU", 2, 6, 3), CPU, SHORT)
+    assert entry["status"] == "failed parity"
+    assert "speedup" not in entry
+    assert "milliseconds" not in entry
+    assert entry["parity"]["ours"] > entry["parity"]["limit"]
+
+
+def test_wrong_gradient_gets_no_speed(monkeypatch):
+    right = fastseq.LSTM.forward
+
+    def wrong(self, x, hx=None):
+        output, state = right(self, x, hx)
+        return output + (x - x.detach()).sum(), state  # same values, another gradient
+
+    monkeypatch.setattr(fastseq.LSTM, "forward", wrong)
+    entry = rnn.measure(Case("tiny", "LSTM", 2, 6, 3, train=True), CPU, SHORT)
+    assert entry["status"] == "failed parity"
+    assert "grad input" in entry["parity"]["result"]
+
+
+def test_run_writes_json_report_and_pictures(tmp_path, monkeypatch, capsys):
+    right = fastseq.RNN.forward
+
+    def broken(self, *args, **kwargs):
+        raise RuntimeError("broken on purpose")
+
+    monkeypatch.setattr(fastseq.RNN, "forward", broken)
+    record = rnn.run(tmp_path / "out", CPU, cases=[TINY[2], TINY[0], TINY[14]], budget=SHORT)
+    assert right is not broken
+    found = json.loads((tmp_path / "out" / "rnn.json").read_text())
+    assert [e["status"] for e in found["results"]] == ["error", "ok", "ok"]
+    assert "broken on purpose" in found["results"][0]["reason"]
+    assert found["summary"]["ok"] == 2
+    assert found["summary"]["geometric_mean"] == pytest.approx(record["summary"]["geometric_mean"])
+    assert found["machine"]["torch"] == torch.__version__
+    report = (tmp_path / "out" / "REPORT.md").read_text()
+    assert TINY[0].name in report
+    assert TINY[2].name in capsys.readouterr().out
+    assert not rnn.succeeded(record)
+    for picture in ("overview.png", "speedup.png"):
+        assert (tmp_path / "out" / picture).read_bytes().startswith(b"\x89PNG")
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "rnn.json", "REPORT.md", "overview.png", "speedup.png",
+    }  # fmt: skip
+
+
+def test_suite_stops_at_its_time_limit(tmp_path):
+    record = rnn.run(tmp_path, CPU, cases=TINY[:2], budget=SHORT, limit_seconds=-1)
+    assert [e["status"] for e in record["results"]] == ["skipped"] * 2
+
+
+def test_suites_are_sound():
+    for cases in (list(cpu_suite()), list(cuda_suite())):
+        names = [(c.group, c.name) for c in cases]
+        assert len(set(names)) == len(names)
+    assert 5 <= len(suite(CPU, quick=True)) < len(suite(CPU)) / 3
+    assert {c.mode for c in suite(CPU, only="gru TRAIN")} == {"GRU"}
+
+
+def test_trained_model_spells_real_words():
+    path = g2p.checkpoint()
+    if path is None:
+        pytest.skip("g2p_en is not installed")
+    model = g2p.G2P.from_checkpoint(path)
+    fastseq.patch(model)
+    with torch.no_grad():
+        phonemes, _ = model(*g2p.encode(["binary", "packaging"]))
+    assert g2p.decode(phonemes) == ["B AY1 N ER0 IY0", "P AE1 K IH0 JH IH0 NG"]
+    assert rnn.measure(Case("m", "GRU", 256, 256, kind="model"), CPU, SHORT)["status"] == "ok"
