@@ -1,7 +1,7 @@
 """Matrix products of whole sequences, through torch's library in the fastest type the device has.
 
 A CPU without 16-bit arithmetic multiplies bfloat16 and float16 a hundred times slower than float32
-in torch; there the product runs in float32 and is rounded once at the end, which is also more exact.
+in torch; there the product runs in float32 and is rounded once at the end: more exact too.
 """
 
 import functools

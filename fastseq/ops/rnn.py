@@ -9,15 +9,21 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..reference import rnn as reference
 from . import rnn_scan  # noqa: F401 (registers the scans)
 from .rnn_layer import LN_EPS, backward, forward, input_bias, recurrent_mask, scan_bias, split_ln
+from .vmap import loop_over, vmap_layer
 
 _library = torch.library.Library("fastseq", "FRAGMENT")
+_FUNCTORCH_GRADIENTS = (
+    torch._C._functorch.TransformType.Grad,
+    torch._C._functorch.TransformType.Jvp,
+)
 _PARAMETERS = (
-    "Tensor input, Tensor? batch_sizes, Tensor h0, Tensor? c0, Tensor[] w_ih, Tensor[] w_hh, Tensor[] b_ih, "
-    "Tensor[] b_hh, Tensor[] w_hr, Tensor[] ln, Tensor? seed"
+    "Tensor input, Tensor? batch_sizes, Tensor h0, Tensor? c0, Tensor[] w_ih, Tensor[] w_hh, "
+    "Tensor[] b_ih, Tensor[] b_hh, Tensor[] w_hr, Tensor[] ln, Tensor? seed"
 )
 _OPTIONS = "str mode, float[] zoneout, float recurrent_dropout, bool training, bool recompute"
 _library.define(
@@ -25,8 +31,9 @@ _library.define(
     "-> (Tensor output, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells, Tensor hn)"
 )
 _library.define(
-    "rnn_layer_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor output, Tensor gates, "
-    f"Tensor cells, Tensor hn, {_PARAMETERS}, {_OPTIONS}, bool need_input, bool need_weights) -> Tensor[]"
+    "rnn_layer_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor output, "
+    f"Tensor gates, Tensor cells, Tensor hn, {_PARAMETERS}, {_OPTIONS}, "
+    "bool need_input, bool need_weights) -> Tensor[]"
 )
 
 
@@ -104,8 +111,8 @@ def _layer_gradients(ctx, grad_output, grad_h_n, grad_c_n, *_unused):
     lists = _unflatten(weights, ctx.lengths)
     need_input, need_weights = input.requires_grad, any(w.requires_grad for w in weights)
     grad_input, grad_h0, grad_c0, *grads = torch.ops.fastseq.rnn_layer_backward(
-        grad_output, grad_h_n, grad_c_n, out, gates, cells, hn, input, batch_sizes, h0, c0, *lists, seed,
-        *ctx.options, need_input, need_weights,
+        grad_output, grad_h_n, grad_c_n, out, gates, cells, hn,
+        input, batch_sizes, h0, c0, *lists, seed, *ctx.options, need_input, need_weights,
     )  # fmt: skip
     if not need_weights:
         grads = [None] * len(grads)
@@ -134,8 +141,8 @@ def _differentiable_layer(
             gx = F.layer_norm(gx, gx.shape[1:], ln_input[d], bias, LN_EPS)
         projections.append(gx.unflatten(1, (reference.GATES[mode], -1)))
     output, h_n, c_n, *_ = reference.scan(
-        torch.stack(projections, 1), batch_sizes, h0, c0, w_hh, scan_bias(mode, b_hh), w_hr, ln_gates, ln_cell,
-        recurrent_mask(h0.detach(), number, recurrent_dropout, training),
+        torch.stack(projections, 1), batch_sizes, h0, c0, w_hh, scan_bias(mode, b_hh), w_hr,
+        ln_gates, ln_cell, recurrent_mask(h0.detach(), number, recurrent_dropout, training),
         mode=mode, ln_eps=LN_EPS, zoneout=zoneout, seed=number, training=training,
     )  # fmt: skip
     return output, h_n, c_n
@@ -197,72 +204,9 @@ def _layer_second_gradients(ctx, grad_gradients):
     of_upstream = [None if g is None else next(second) for g in upstream]
     of_input, of_h0, of_c0, *of_weights = of_variables
     return (
-        *of_upstream, *[None] * 4, of_input, None, of_h0, of_c0, *_unflatten(of_weights, ctx.lengths),
-        *[None] * (3 + _NUM_OPTIONS),
+        *of_upstream, *[None] * 4, of_input, None, of_h0, of_c0,
+        *_unflatten(of_weights, ctx.lengths), *[None] * (3 + _NUM_OPTIONS),
     )  # fmt: skip
-
-
-def _fold_into_batch(info, in_dims, *arguments):
-    """vmap of the layer: examples join the batch when the weights are shared, and loop otherwise."""
-    (input, batch_sizes, h0, c0), rest = arguments[:4], arguments[4:]
-    shared = batch_sizes is None and not any(
-        dim is not None
-        for part in in_dims[4:11]
-        for dim in (part if isinstance(part, (list, tuple)) else (part,))
-    )
-    if not shared:
-        return _loop_over_examples(torch.ops.fastseq.rnn_layer)(info, in_dims, *arguments)
-    size = info.batch_size
-
-    def lead(x, dim):
-        return x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
-
-    def fold(x, dim, batch):  # (V, T·B, …) -> (T·V·B, …)
-        x = lead(x, dim)
-        return x.unflatten(1, (-1, batch)).transpose(0, 1).flatten(0, 2)
-
-    def fold_state(x, dim):  # (V, D, B, width) -> (D, V·B, width)
-        return None if x is None else lead(x, dim).transpose(0, 1).flatten(1, 2)
-
-    batch = h0.shape[1 if in_dims[2] is None else [i for i in range(4) if i != in_dims[2] % 4][1]]
-    results = torch.ops.fastseq.rnn_layer(
-        fold(input, in_dims[0], batch),
-        None,
-        fold_state(h0, in_dims[2]),
-        fold_state(c0, in_dims[3]),
-        *rest,
-    )
-
-    def unfold(x):
-        if x.numel() == 0:
-            return x.expand(size, *x.shape)
-        return x.unflatten(0, (-1, size, batch)).transpose(0, 1).flatten(1, 2)
-
-    output, h_n, c_n, *saved = results
-    states = [
-        x.unflatten(1, (size, batch)).transpose(0, 1) if x.numel() else unfold(x)
-        for x in (h_n, c_n)
-    ]
-    return (unfold(output), *states, *map(unfold, saved)), (0,) * 6
-
-
-def _loop_over_examples(op):
-    def rule(info, in_dims, *arguments):
-        def pick(x, dim, i):
-            if isinstance(x, (list, tuple)) and isinstance(dim, (list, tuple)):
-                return [pick(y, e, i) for y, e in zip(x, dim, strict=True)]
-            return x if dim is None else x.select(dim, i)
-
-        each = [
-            op(*(pick(x, dim, i) for x, dim in zip(arguments, in_dims, strict=True)))
-            for i in range(info.batch_size)
-        ]
-        stacked = [torch.stack(parts) for parts in zip(*each, strict=True)]
-        if isinstance(each[0], tuple):
-            return tuple(stacked), (0,) * len(stacked)
-        return stacked, [0] * len(stacked)
-
-    return rule
 
 
 for _name, _implementation, _fake in (
@@ -280,12 +224,20 @@ torch.library.register_autograd(
     setup_context=_setup_layer_backward,
     lib=_library,
 )
-torch.library.register_vmap("fastseq::rnn_layer", _fold_into_batch, lib=_library)
+torch.library.register_vmap("fastseq::rnn_layer", vmap_layer, lib=_library)
 torch.library.register_vmap(
-    "fastseq::rnn_layer_backward",
-    _loop_over_examples(torch.ops.fastseq.rnn_layer_backward),
-    lib=_library,
+    "fastseq::rnn_layer_backward", loop_over(torch.ops.fastseq.rnn_layer_backward), lib=_library
 )
+
+
+def _plain_autograd_only() -> bool:
+    """Whether forward-mode or a torch.func gradient is active: custom operators carry neither."""
+    if torch.compiler.is_compiling():
+        return False
+    if forward_ad._current_level >= 0:
+        return True
+    stack = torch._C._functorch.get_interpreter_stack()
+    return bool(stack) and any(level.key() in _FUNCTORCH_GRADIENTS for level in stack)
 
 
 def rnn_layer(
@@ -322,12 +274,19 @@ def rnn_layer(
         zoneout: probability for h and for c (Krueger et al., 2016).
         recurrent_dropout: probability of the variational mask on h (Gal & Ghahramani, 2016).
         recompute: keep only states for backward and compute the gates anew.
-        seed: int64 scalar on the CPU for the random masks; drawn from torch's CPU generator if None.
+        seed: int64 scalar on the CPU for the random masks; None draws it from torch's generator.
 
     Returns:
         output (N, D·P), h_n (D, B, P), and c_n (D, B, H), None unless LSTM. All floating tensors
         share one dtype: float64, float32, bfloat16 or float16.
     """
+    if seed is None and training and (recurrent_dropout > 0 or max(zoneout) > 0):
+        seed = torch.randint(2**62, (), dtype=torch.int64)
+    if _plain_autograd_only():
+        return _differentiable_layer(
+            input, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, ln, seed,
+            mode, list(zoneout), recurrent_dropout, training, recompute,
+        )  # fmt: skip
     device = input.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
@@ -336,8 +295,6 @@ def rnn_layer(
         w_ih, w_hh, b_ih, b_hh, w_hr, ln = (
             [cast(w) for w in part] for part in (w_ih, w_hh, b_ih, b_hh, w_hr, ln)
         )
-    if seed is None and training and (recurrent_dropout > 0 or max(zoneout) > 0):
-        seed = torch.randint(2**62, (), dtype=torch.int64)
     tensors = (input, h0, *w_ih, *w_hh, *b_ih, *b_hh, *w_hr, *ln, *(() if c0 is None else (c0,)))
     save = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     output, h_n, c_n, *_ = torch.ops.fastseq.rnn_layer(

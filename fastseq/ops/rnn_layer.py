@@ -19,7 +19,7 @@ LN_EPS = 1e-5
 def split_ln(
     ln: list[Tensor], mode: str, directions: int
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """The flat list of layer-norm parameters as (γ of W_ih x, γ of W_hh h, (γ, β) of the cell), per direction."""
+    """Per direction: γ of W_ih x, γ of W_hh h, and (γ, β) of the cell."""
     if not ln:
         return [], [], []
     each = len(ln) // directions
@@ -29,7 +29,7 @@ def split_ln(
 
 
 def input_bias(mode: str, b_ih: list[Tensor], b_hh: list[Tensor], d: int) -> Tensor | None:
-    """The bias that joins the input projection. Only GRU needs its recurrent bias apart, inside r·(…)."""
+    """The bias of the input projection; only GRU needs the recurrent one apart, in r·(…)."""
     if not b_ih:
         return None
     return b_ih[d] if mode == "GRU" else b_ih[d] + b_hh[d]
@@ -146,7 +146,7 @@ def backward(
     need_input: bool,
     need_weights: bool,
 ) -> list[Tensor]:
-    """Gradients of input, h0, c0 and every parameter in order; empty where not asked for or absent."""
+    """Gradients of input, h0, c0 and every parameter; empty where not asked for or absent."""
     num_rows, directions, width = input.shape[0], len(w_ih), h0.shape[2]
     hidden = w_ih[0].shape[0] // reference.GATES[mode]
     ln_input, ln_gates, ln_cell = split_ln(ln, mode, directions)
@@ -175,11 +175,13 @@ def backward(
         gx = _project(mode, input, w_ih, b_ih, b_hh, ln_input)
         gates, hn = _recompute_gates(mode, gx, u_raw, ln_gates, bias)
 
-    grad_gx, grad_u, grad_proj, grad_ln_cell, grad_h0, grad_c0 = torch.ops.fastseq.rnn_scan_backward(
+    scan_backward = torch.ops.fastseq.rnn_scan_backward
+    grad_gx, grad_u, grad_proj, grad_ln_cell, grad_h0, grad_c0 = scan_backward(
         torch.zeros_like(output) if grad_output is None else grad_output.contiguous(),
         None if grad_h_n is None else grad_h_n.contiguous(),
         None if grad_c_n is None else grad_c_n.contiguous(),
-        gates, cells, hn, output, u_raw if ln else None, batch_sizes, h0, c0, w_hh, w_hr, ln_gates, ln_cell, h_mask,
+        gates, cells, hn, output, u_raw if ln else None, batch_sizes, h0, c0, w_hh, w_hr,
+        ln_gates, ln_cell, h_mask,
         mode=mode, ln_eps=LN_EPS, zoneout=zoneout, seed=number, training=training,
     )  # fmt: skip
     if grad_u.numel() == 0:

@@ -1,7 +1,7 @@
 """The recurrence alone, as operators: schemas, shapes, and which kernel serves which device.
 
-``fastseq::rnn_scan`` and ``fastseq::rnn_scan_backward`` run in C++ on the CPU, in Triton on CUDA, and
-in plain PyTorch (``fastseq.reference.rnn``, which also states the maths) where no kernel serves.
+``fastseq::rnn_scan`` and ``fastseq::rnn_scan_backward`` run in C++ on the CPU, in Triton on CUDA,
+and in plain PyTorch (``fastseq.reference.rnn``, which also states the maths) elsewhere.
 """
 
 import torch
@@ -12,17 +12,18 @@ from ..reference import rnn as reference
 _library = torch.library.Library("fastseq", "FRAGMENT")
 
 _library.define(
-    "rnn_scan(Tensor(a!) gates, Tensor? batch_sizes, Tensor h0, Tensor? c0, Tensor[] w_hh, Tensor[] b_hh, "
-    "Tensor[] w_hr, Tensor[] ln_gates, Tensor[] ln_cell, Tensor? h_mask, *, str mode, float ln_eps, "
-    "float[] zoneout, int seed, bool training, bool save) "
+    "rnn_scan(Tensor(a!) gates, Tensor? batch_sizes, Tensor h0, Tensor? c0, Tensor[] w_hh, "
+    "Tensor[] b_hh, Tensor[] w_hr, Tensor[] ln_gates, Tensor[] ln_cell, Tensor? h_mask, *, "
+    "str mode, float ln_eps, float[] zoneout, int seed, bool training, bool save) "
     "-> (Tensor output, Tensor h_n, Tensor c_n, Tensor cells, Tensor hn)"
 )
 _library.define(
-    "rnn_scan_backward(Tensor grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor gates, Tensor cells, "
-    "Tensor hn, Tensor output, Tensor? u_raw, Tensor? batch_sizes, Tensor h0, Tensor? c0, Tensor[] w_hh, "
-    "Tensor[] w_hr, Tensor[] ln_gates, Tensor[] ln_cell, Tensor? h_mask, *, str mode, float ln_eps, "
-    "float[] zoneout, int seed, bool training) -> (Tensor grad_gx, Tensor grad_u, Tensor grad_proj, "
-    "Tensor grad_ln_cell, Tensor grad_h0, Tensor grad_c0)"
+    "rnn_scan_backward(Tensor grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor gates, "
+    "Tensor cells, Tensor hn, Tensor output, Tensor? u_raw, Tensor? batch_sizes, Tensor h0, "
+    "Tensor? c0, Tensor[] w_hh, Tensor[] w_hr, Tensor[] ln_gates, Tensor[] ln_cell, "
+    "Tensor? h_mask, *, str mode, float ln_eps, float[] zoneout, int seed, bool training) "
+    "-> (Tensor grad_gx, Tensor grad_u, Tensor grad_proj, Tensor grad_ln_cell, Tensor grad_h0, "
+    "Tensor grad_c0)"
 )
 
 

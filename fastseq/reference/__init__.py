@@ -1,1 +1,1 @@
-"""The operators in a few lines of plain PyTorch: specification, test oracle, and fallback where no kernel serves."""
+"""The operators in plain PyTorch: specification, test oracle, and fallback."""

@@ -21,7 +21,7 @@ def _multiply(factor: int, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def philox(seed: int, counter: Tensor, stream: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Four 32-bit words (as int64) for each int64 ``counter``; ``stream`` is the counter's third word."""
+    """Four 32-bit words (in int64) a 64-bit counter; ``stream`` is the third counter word."""
     c0, c1 = counter & _LOW, (counter >> 32) & _LOW
     c2, c3 = torch.full_like(c0, stream), torch.zeros_like(c0)
     k0, k1 = seed & _LOW, (seed >> 32) & _LOW
@@ -39,7 +39,7 @@ def threshold(probability: float) -> int:
 
 
 def dropout_mask(seed: int, like: Tensor, probability: float) -> Tensor:
-    """Inverted-dropout factors of ``like``'s shape, dtype and device: 0 or 1/(1-p), by flat index."""
+    """Inverted-dropout factors, 0 or 1/(1-p), of ``like``'s shape, dtype and device."""
     if probability >= 1:
         return torch.zeros_like(like)
     index = torch.arange(like.numel(), device=like.device).view(like.shape)

@@ -1,8 +1,8 @@
 """Recurrent layers step by step: the maths that the C++ and Triton scans implement.
 
-Shapes: N rows in all (packed, time-major, as ``PackedSequence.data``), T steps, B sequences, D directions
-(direction 1 runs backwards in time), G gates a unit, H hidden_size, P the width of h (``proj_size`` or H).
-Gate order is torch's: LSTM i, f, g, o; GRU r, z, n.
+Shapes: N rows in all (packed, time-major, as ``PackedSequence.data``), T steps, B sequences,
+D directions (direction 1 runs backwards in time), G gates a unit, H hidden_size, P the width of h
+(``proj_size`` or H). Gate order is torch's: LSTM i, f, g, o; GRU r, z, n.
 """
 
 from typing import NamedTuple
@@ -90,7 +90,7 @@ def keep_weights(
     training: bool,
     like: Tensor,
 ) -> Tensor | float:
-    """Weight of the new state against the old one (Krueger et al., 2016): random in training, else 1 - z."""
+    """Weight of the new state against the old (Krueger et al., 2016); 1 - z out of training."""
     if zoneout == 0:
         return 1.0
     if not training:
@@ -120,7 +120,7 @@ def scan(
     seed: int,
     training: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None]:
-    """All time steps, differentiable: (output, h_n, c_n, activated gates, cells, hn); see ``rnn_scan``."""
+    """All steps, differentiable: (output, h_n, c_n, activated gates, cells, hn)."""
     num_rows, directions, _, hidden = gx.shape
     batch, width = h0.shape[1:]
     dtype, acc = gx.dtype, accumulate_dtype(gx.dtype)
@@ -170,9 +170,7 @@ def scan(
             )
             outputs[t] = (keep * h_new + (1 - keep) * h_prev).to(dtype)
             h = torch.cat([outputs[t].to(acc), h[size:]])
-        steps = range(len(rows.sizes))
-        gather = lambda parts: torch.cat([parts[t] for t in steps]) if parts else None  # noqa: E731
-        results.append((gather(outputs), h, c, gather(gates), gather(cells), gather(hns)))
+        results.append((_in_time(outputs), h, c, *map(_in_time, (gates, cells, hns))))
     if not rows.sizes:
         return _empty_scan(gx, h0, c0, mode)
     output, h_n, c_n, gates, cells, hn = (
@@ -187,6 +185,10 @@ def scan(
         cells,
         None if hn is None else hn.to(dtype),
     )
+
+
+def _in_time(steps: dict[int, Tensor]) -> Tensor | None:
+    return torch.cat([steps[t] for t in range(len(steps))]) if steps else None
 
 
 def _empty_scan(gx: Tensor, h0: Tensor, c0: Tensor | None, mode: str) -> tuple:
@@ -241,7 +243,7 @@ def rnn_scan(
 
 
 def previous_states(output: Tensor, h0: Tensor, batch_sizes: Tensor | None) -> Tensor:
-    """The state that each row's step started from, (N, D, width), from states ``output`` (N, D, width)."""
+    """The state each row's step started from, given those it ended with; both (N, D, width)."""
     batch = h0.shape[1]
     num_rows = output.shape[0]
     if num_rows == 0:
