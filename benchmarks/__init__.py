@@ -1,1 +1,1 @@
-"""Benchmarks: cases as data, one harness that times them, and the report. Installed as ``fastseq.benchmarks``."""
+"""Benchmarks (``fastseq.benchmarks``): cases as data, one harness that times them, the report."""

@@ -2,8 +2,9 @@
 
     pytest benchmarks/bench_rnn.py --benchmark-group-by=group -k "GRU and infer"
 
-``fastseq bench rnn`` times the same cases in turns and is what ratios should be quoted from; this suite is for
-looking at one case closely and for comparing two commits (``--benchmark-autosave``, ``--benchmark-compare``).
+``fastseq bench rnn`` times the same cases in turns and is what ratios should be quoted from;
+this suite is for looking at one case closely and for comparing two commits with
+``--benchmark-autosave`` and ``--benchmark-compare``.
 """
 
 import functools

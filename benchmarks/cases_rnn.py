@@ -13,7 +13,7 @@ Mode = Literal["LSTM", "GRU", "RNN"]
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison. ``input_size`` defaults to ``hidden``; ``lengths`` names a set of real or random lengths."""
+    """One comparison. ``input_size`` defaults to ``hidden``; ``lengths``: "real" or "random"."""
 
     group: str
     mode: Mode
@@ -71,7 +71,15 @@ class Case:
 
 MODEL = Case("real model", "GRU", batch=128, hidden=256, kind="model", quick=True)
 
-_SHAPES = [(1, 128, 128), (1, 512, 64), (8, 256, 128), (32, 256, 128), (32, 512, 64), (32, 1024, 32), (128, 128, 64)]  # fmt: skip
+_SHAPES = [
+    (1, 128, 128),
+    (1, 512, 64),
+    (8, 256, 128),
+    (32, 256, 128),
+    (32, 512, 64),
+    (32, 1024, 32),
+    (128, 128, 64),
+]
 _QUICK = {(1, 128, 128), (32, 256, 128)}
 
 
@@ -91,16 +99,25 @@ def cpu_suite() -> Iterator[Case]:
     yield Case("small and odd", "GRU", 17, 200, 50, input_size=80, train=True)
     for mode in modes[:2]:
         for train in (False, True):
-            yield Case("stacked and bidirectional", mode, 32, 256, 64, train, layers=2, bidirectional=True)  # fmt: skip
+            yield Case(
+                "stacked and bidirectional", mode, 32, 256, 64, train, layers=2, bidirectional=True
+            )
         yield Case("stacked and bidirectional", mode, 1, 256, 64, layers=2, bidirectional=True)
         yield Case("stacked and bidirectional", mode, 1, 256, 64, layers=4)
     for mode in modes[:2]:
         for train in (False, True):
             yield Case("packed sequences", mode, 32, 256, 128, train, lengths="random")
             yield Case(
-                "real sentences", mode, 32, 256, 128, train, lengths="real",
-                bidirectional=True, quick=mode == "LSTM" and train,
-            )  # fmt: skip
+                "real sentences",
+                mode,
+                32,
+                256,
+                128,
+                train,
+                lengths="real",
+                bidirectional=True,
+                quick=mode == "LSTM" and train,
+            )
     for train in (False, True):
         yield Case("projection", "LSTM", 32, 512, 64, train, proj_size=128)
     for dtype in (torch.bfloat16,):
@@ -110,7 +127,16 @@ def cpu_suite() -> Iterator[Case]:
                 yield Case("bfloat16", mode, *shape, train, dtype)
     for mode in modes[:2]:
         for train in (False, True):
-            yield Case("beyond torch, against a loop", mode, 32, 256, 64, train, layer_norm=True, quick=mode == "LSTM")  # fmt: skip
+            yield Case(
+                "beyond torch, against a loop",
+                mode,
+                32,
+                256,
+                64,
+                train,
+                layer_norm=True,
+                quick=mode == "LSTM",
+            )
         yield Case("beyond torch, against a loop", mode, 32, 256, 64, True, zoneout=0.1)
         yield Case("beyond torch, against a loop", mode, 32, 256, 64, True, recurrent_dropout=0.3)
     yield Case("beyond torch, against a loop", "LSTM", 1, 128, 128, layer_norm=True)
@@ -129,31 +155,79 @@ def cuda_suite() -> Iterator[Case]:
     for dtype in (brain, half, single):
         for mode in ("LSTM", "GRU"):
             for train in (False, True):
-                for batch, hidden, length in ((16, 768, 1024), (1, 512, 512), (64, 1024, 256), (256, 512, 128)):
+                for batch, hidden, length in (
+                    (16, 768, 1024),
+                    (1, 512, 512),
+                    (64, 1024, 256),
+                    (256, 512, 128),
+                ):
                     quick = dtype == brain and hidden == 768
-                    yield Case(f"{mode} {str(dtype).removeprefix('torch.')}", mode, batch, hidden, length, train, dtype, quick=quick)  # fmt: skip
+                    yield Case(
+                        f"{mode} {str(dtype).removeprefix('torch.')}",
+                        mode,
+                        batch,
+                        hidden,
+                        length,
+                        train,
+                        dtype,
+                        quick=quick,
+                    )
     for train in (False, True):
         yield Case("RNN bfloat16", "RNN", 16, 768, 1024, train, brain)
         for mode in ("LSTM", "GRU"):
             for dtype in (brain, single):
                 yield Case("small", mode, 16, 128, 256, train, dtype)
             yield Case("odd sizes", mode, 17, 333, 101, train, brain, input_size=77)
-            yield Case("stacked and bidirectional", mode, 32, 512, 128, train, brain, layers=2, bidirectional=True)  # fmt: skip
-            yield Case("stacked and bidirectional", mode, 32, 512, 128, train, half, layers=2, bidirectional=True)  # fmt: skip
+            yield Case(
+                "stacked and bidirectional",
+                mode,
+                32,
+                512,
+                128,
+                train,
+                brain,
+                layers=2,
+                bidirectional=True,
+            )
+            yield Case(
+                "stacked and bidirectional",
+                mode,
+                32,
+                512,
+                128,
+                train,
+                half,
+                layers=2,
+                bidirectional=True,
+            )
             yield Case("packed sequences", mode, 32, 512, 256, train, brain, lengths="random")
-            yield Case("real sentences", mode, 128, 512, 128, train, brain, lengths="real", bidirectional=True)  # fmt: skip
-            yield Case("beyond torch, against a loop", mode, 32, 512, 64, train, brain, layer_norm=True)  # fmt: skip
+            yield Case(
+                "real sentences",
+                mode,
+                128,
+                512,
+                128,
+                train,
+                brain,
+                lengths="real",
+                bidirectional=True,
+            )
+            yield Case(
+                "beyond torch, against a loop", mode, 32, 512, 64, train, brain, layer_norm=True
+            )
         yield Case("projection", "LSTM", 32, 1024, 128, train, brain, proj_size=256)
     for mode in ("LSTM", "GRU"):
         yield Case("beyond torch, against a loop", mode, 32, 512, 64, True, brain, zoneout=0.1)
-        yield Case("beyond torch, against a loop", mode, 32, 512, 64, True, brain, recurrent_dropout=0.3)  # fmt: skip
+        yield Case(
+            "beyond torch, against a loop", mode, 32, 512, 64, True, brain, recurrent_dropout=0.3
+        )
         yield Case("recompute", mode, 32, 512, 128, True, brain, recompute=True)
         yield Case("cells", mode, 32, 512, kind="cell", dtype=brain)
     yield MODEL
 
 
 def suite(device: torch.device, quick: bool = False, only: str = "") -> list[Case]:
-    """The cases for a device; ``only`` keeps those whose group or name contains it (case-insensitive)."""
+    """The cases for a device, of them those whose group or name contains ``only``."""
     cases = cuda_suite() if device.type == "cuda" else cpu_suite()
     return [
         case

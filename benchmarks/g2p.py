@@ -1,8 +1,8 @@
-"""A real trained model: the grapheme-to-phoneme network of the package ``g2p_en`` (Apache-2.0), on real words.
+"""A real trained model on real words: the grapheme-to-phoneme network of ``g2p_en`` (Apache-2.0).
 
-A GRU reads the letters of a word, a second GRU spells its phonemes; the package ships the weights as arrays and runs
-them in NumPy. Here the same network is an ordinary torch module of ``nn.GRU`` and ``nn.GRUCell``, which
-``fastseq.patch`` then speeds up without knowing it.
+A GRU reads the letters of a word, a second GRU spells its phonemes; the package ships the
+weights as arrays and runs them in NumPy. Here the same network is an ordinary torch module of
+``nn.GRU`` and ``nn.GRUCell``, which ``fastseq.patch`` then speeds up without knowing it.
 """
 
 import copy
@@ -17,11 +17,16 @@ import fastseq
 
 from .workloads import Results, Workload
 
-PHONEMES = (
-    "<pad> <unk> <s> </s> AA0 AA1 AA2 AE0 AE1 AE2 AH0 AH1 AH2 AO0 AO1 AO2 AW0 AW1 AW2 AY0 AY1 AY2 B CH D DH EH0 EH1 "
-    "EH2 ER0 ER1 ER2 EY0 EY1 EY2 F G HH IH0 IH1 IH2 IY0 IY1 IY2 JH K L M N NG OW0 OW1 OW2 OY0 OY1 OY2 P R S SH T TH "
-    "UH0 UH1 UH2 UW UW0 UW1 UW2 V W Y Z ZH"
-).split()
+# fmt: off
+PHONEMES = [
+    "<pad>", "<unk>", "<s>", "</s>", "AA0", "AA1", "AA2", "AE0", "AE1", "AE2", "AH0", "AH1", "AH2",
+    "AO0", "AO1", "AO2", "AW0", "AW1", "AW2", "AY0", "AY1", "AY2", "B", "CH", "D", "DH", "EH0",
+    "EH1", "EH2", "ER0", "ER1", "ER2", "EY0", "EY1", "EY2", "F", "G", "HH", "IH0", "IH1", "IH2",
+    "IY0", "IY1", "IY2", "JH", "K", "L", "M", "N", "NG", "OW0", "OW1", "OW2", "OY0", "OY1", "OY2",
+    "P", "R", "S", "SH", "T", "TH", "UH0", "UH1", "UH2", "UW", "UW0", "UW1", "UW2", "V", "W", "Y",
+    "Z", "ZH",
+]
+# fmt: on
 START, END = PHONEMES.index("<s>"), PHONEMES.index("</s>")
 LONGEST = 20  # phonemes a word, as in the package
 
@@ -56,8 +61,18 @@ class G2P(nn.Module):
 
         arrays = {name: torch.from_numpy(value) for name, value in np.load(path).items()}
         model = cls(*arrays["enc_emb"].shape)
-        names = {"letters.weight": "enc_emb", "phonemes.weight": "dec_emb", "output.weight": "fc_w", "output.bias": "fc_b"}  # fmt: skip
-        for ours, theirs in (("weight_ih", "w_ih"), ("weight_hh", "w_hh"), ("bias_ih", "b_ih"), ("bias_hh", "b_hh")):  # fmt: skip
+        names = {
+            "letters.weight": "enc_emb",
+            "phonemes.weight": "dec_emb",
+            "output.weight": "fc_w",
+            "output.bias": "fc_b",
+        }
+        for ours, theirs in (
+            ("weight_ih", "w_ih"),
+            ("weight_hh", "w_hh"),
+            ("bias_ih", "b_ih"),
+            ("bias_hh", "b_hh"),
+        ):
             names[f"encoder.{ours}_l0"] = f"enc_{theirs}"
             names[f"decoder.{ours}"] = f"dec_{theirs}"
         model.load_state_dict({ours: arrays[theirs] for ours, theirs in names.items()})
@@ -65,7 +80,9 @@ class G2P(nn.Module):
 
     def forward(self, letters: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """letters (B, L), lengths (B,) -> phonemes (B, LONGEST), logits (B, LONGEST, phonemes)."""
-        packed = pack_padded_sequence(self.letters(letters), lengths, batch_first=True, enforce_sorted=False)  # fmt: skip
+        packed = pack_padded_sequence(
+            self.letters(letters), lengths, batch_first=True, enforce_sorted=False
+        )
         h = self.encoder(packed)[1][0]
         spoken = torch.full((len(lengths),), START, device=letters.device)
         ended = torch.zeros_like(spoken, dtype=torch.bool)

@@ -1,8 +1,8 @@
-"""``make gpu``: everything there is to know on a machine with a card, from the source tree, in under eight minutes.
+"""``make gpu``: parity and speed on a machine with a card, from the source tree, in 8 minutes.
 
-Facts of the machine, parity of the Triton kernels against float64, then the recurrent suite against cuDNN. A failing
-part is reported and the run goes on. Without a card: the kernels' tests under Triton's interpreter and their
-ahead-of-time builds.
+Facts of the machine, parity of the Triton kernels against float64, then the recurrent suite
+against cuDNN. A failing part is reported and the run goes on. Without a card: the kernels' tests
+under Triton's interpreter and their ahead-of-time builds.
 """
 
 import json
@@ -41,8 +41,12 @@ def without_card() -> int:
         print("Triton is not installed: nothing to check")
         return 0
     outcomes = {
-        "interpreter": _python("-m", "pytest", "-q", "tests/kernels", seconds=300, TRITON_INTERPRET="1"),  # fmt: skip
-        "ahead-of-time builds": _python("-m", "fastseq.kernels.aot", "--targets", "sm_80,sm_90,sm_100,gfx942", seconds=300),  # fmt: skip
+        "interpreter": _python(
+            "-m", "pytest", "-q", "tests/kernels", seconds=300, TRITON_INTERPRET="1"
+        ),
+        "ahead-of-time builds": _python(
+            "-m", "fastseq.kernels.aot", "--targets", "sm_80,sm_90,sm_100,gfx942", seconds=300
+        ),
     }
     for name, code in outcomes.items():
         print(f"{name}: {'passed' if code == 0 else f'FAILED (exit {code})'}")
@@ -59,14 +63,17 @@ def with_card() -> int:
     out.mkdir(parents=True, exist_ok=True)
     subprocess.run(["nvidia-smi"], check=False)
     print(json.dumps(harness.machine(device), indent=1), flush=True)
-    parity = _python("-m", "fastseq.kernels.check", "--out", str(out), seconds=SECONDS - SUITE_AT_LEAST)  # fmt: skip
+    parity = _python(
+        "-m", "fastseq.kernels.check", "--out", str(out), seconds=SECONDS - SUITE_AT_LEAST
+    )
     left = SECONDS - (time.perf_counter() - begin)
-    record = rnn.run(out, device, limit_seconds=left - 15, budget=harness.Budget(seconds=0.25, least=7))  # fmt: skip
+    record = rnn.run(
+        out, device, limit_seconds=left - 15, budget=harness.Budget(seconds=0.25, least=7)
+    )
     report = out / "REPORT.md"
     verdict = "passed" if parity == 0 else f"FAILED (exit {parity})"
-    report.write_text(
-        f"{report.read_text()}\n## Kernels\n\nParity of every Triton kernel on the device: {verdict}.\n"
-    )
+    note = f"\n## Kernels\n\nParity of every Triton kernel on the card: {verdict}.\n"
+    report.write_text(report.read_text() + note)
     print(f"parity of the Triton kernels: {verdict}")
     print(f"{time.perf_counter() - begin:.0f} s in all")
     return 0 if parity == 0 and rnn.succeeded(record) else 1

@@ -1,7 +1,7 @@
 """Timing, memory and machine facts. Knows nothing of what it measures.
 
-Implementations of one case are timed in turns (A B A B …) in one process, so that a slow minute of a shared
-machine falls on all of them alike; a result is the median of many turns.
+Implementations of one case are timed in turns (A B A B …) in one process, so that a slow minute
+of a shared machine falls on all of them alike; a result is the median of many turns.
 """
 
 import gc
@@ -16,6 +16,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+# The profiler that counts memory announces itself on stderr at every start otherwise.
+os.environ.setdefault("KINETO_LOG_LEVEL", "10")
 
 SHORTEST_SAMPLE = 1e-3  # seconds; shorter calls are repeated within a sample
 
@@ -62,8 +65,8 @@ def _seconds(function: Callable[[], object], calls: int, device: torch.device) -
 
 def interleave(
     functions: Mapping[str, Callable[[], object]],
-    device: torch.device = torch.device("cpu"),
-    budget: Budget = Budget(),
+    device: torch.device,
+    budget: Budget,
 ) -> dict[str, Timing]:
     """Time every function in turns."""
     calls = {}
@@ -107,7 +110,7 @@ def _timing(seconds: list[float], calls: int) -> Timing:
 
 
 def peak_memory(function: Callable[[], object], device: torch.device) -> int:
-    """Bytes that one call holds at most, above what was held before it, through torch's allocator."""
+    """Bytes of torch's allocator that one call holds at most, above what was held before."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
@@ -120,9 +123,7 @@ def peak_memory(function: Callable[[], object], device: torch.device) -> int:
     with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
         kept = function()
     del kept
-    events = [
-        e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"
-    ]
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     held = most = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
         held += event.nbytes()
@@ -214,14 +215,18 @@ def _commit() -> str | None:
     try:
         found = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--exclude=*"],
-            cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return found.stdout.strip()
 
 
-# ---- parity -----------------------------------------------------------------------------------------------
+# ---- parity -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -239,7 +244,7 @@ class Parity:
 
 
 def relative_error(value: Tensor, oracle: Tensor) -> float:
-    """max |value - oracle| / max |oracle|; infinite where ``value`` is not finite or has another shape."""
+    """max |value - oracle| / max |oracle|; infinite for NaN or another shape."""
     if value.shape != oracle.shape:
         return float("inf")
     if oracle.numel() == 0:

@@ -1,8 +1,9 @@
-"""Recurrent layers as users write them by hand for what torch lacks: a loop over time in plain torch.
+"""Recurrent layers as users write them by hand for what torch lacks: a loop over time.
 
-The input product is taken for all steps at once, as a careful user would. Formulas are those of torch's cells with
-layer-norm on both products and on the cell (Ba et al., 2016), zoneout (Krueger et al., 2017) and one dropout mask a
-sequence on the recurrent state (Gal & Ghahramani, 2016).
+The input product is taken for all steps at once, as a careful user would. Formulas are those of
+torch's cells with layer-norm on both products and on the cell (Ba et al., 2016), zoneout
+(Krueger et al., 2017) and one dropout mask a sequence on the recurrent state (Gal & Ghahramani,
+2016).
 """
 
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
 
 def run(
     mode: str,
@@ -24,9 +26,9 @@ def run(
 ) -> tuple[Tensor, Tensor]:
     """One layer, one direction, dense: x (T, B, I) -> output (T, B, H), final h (B, H).
 
-    ``weights``: w_ih, w_hh, b_ih, b_hh, and with layer-norm ln_ih, ln_hh, for LSTM also ln_cell_weight, ln_cell_bias.
-    ``zoned(t, which, like)`` and ``mask`` replace the random choices, so that two implementations can be compared;
-    ``which`` is 0 for h, 1 for c.
+    ``weights``: w_ih, w_hh, b_ih, b_hh, and with layer-norm ln_ih, ln_hh, for LSTM also
+    ln_cell_weight, ln_cell_bias. ``zoned(t, which, like)`` and ``mask`` replace the random
+    choices, so that two implementations can be compared; ``which`` is 0 for h, 1 for c.
     """
     steps, batch, _ = x.shape
     hidden = weights["w_hh"].shape[1]

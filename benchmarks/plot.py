@@ -11,7 +11,14 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 # Okabe and Ito's palette, told apart by every kind of colour vision; losses are hatched besides.
 GAIN, LOSS, INK, FAINT = "#0072B2", "#D55E00", "#222222", "#9a9a9a"
-STYLE = {"font.family": "DejaVu Sans", "font.size": 9, "text.color": INK, "axes.labelcolor": INK, "ytick.color": INK, "xtick.color": "#555555"}  # fmt: skip
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "ytick.color": INK,
+    "xtick.color": "#555555",
+}
 PAGE = 46  # bars a column
 
 
@@ -59,27 +66,52 @@ def overview(record: dict, path: Path) -> None:
         for y, (name, values) in enumerate(groups.items()):
             mean = means[name]
             _bar(axes, y, mean, height=0.62, alpha=0.35)
-            axes.scatter(values, [y] * len(values), s=17, zorder=4, linewidth=0.5, edgecolor="white",
-                         color=[GAIN if v >= 1 else LOSS for v in values])  # fmt: skip
-            axes.text(max(max(values), mean, 1) * 1.07, y, f"{mean:.1f}×", va="center", fontweight="bold")  # fmt: skip
+            axes.scatter(
+                values,
+                [y] * len(values),
+                s=17,
+                zorder=4,
+                linewidth=0.5,
+                edgecolor="white",
+                color=[GAIN if v >= 1 else LOSS for v in values],
+            )
+            axes.text(
+                max(max(values), mean, 1) * 1.07, y, f"{mean:.1f}×", va="center", fontweight="bold"
+            )
         axes.set_yticks(range(len(groups)), list(groups))
         axes.set_ylim(len(groups) - 0.4, -0.6)
         _log_axis(axes, [v for values in groups.values() for v in values])
         title, subtitle = _title(record)
         axes.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=24)
-        axes.text(0, 1, subtitle, transform=axes.transAxes, va="bottom", color="#555555", fontsize=8.5)  # fmt: skip
-        axes.set_xlabel("times faster (log scale): bar = geometric mean, dot = one case", fontsize=8.5, color="#555555")  # fmt: skip
+        axes.text(
+            0, 1, subtitle, transform=axes.transAxes, va="bottom", color="#555555", fontsize=8.5
+        )
+        axes.set_xlabel(
+            "times faster (log scale): bar = geometric mean, dot = one case",
+            fontsize=8.5,
+            color="#555555",
+        )
         _save(figure, path)
 
 
 def _bar(axes: Axes, y: float, value: float, height: float, alpha: float = 1.0) -> None:
     gain = value >= 1
-    axes.barh(y, value - 1, left=1, height=height, color=GAIN if gain else LOSS, alpha=alpha, zorder=2,
-              hatch=None if gain else "////", edgecolor="white", linewidth=0)  # fmt: skip
+    axes.barh(
+        y,
+        value - 1,
+        left=1,
+        height=height,
+        color=GAIN if gain else LOSS,
+        alpha=alpha,
+        zorder=2,
+        hatch=None if gain else "////",
+        edgecolor="white",
+        linewidth=0,
+    )
 
 
 def cases(record: dict, path: Path) -> None:
-    """A bar a case under its group's heading, in as many columns as are needed; losses and failures too."""
+    """A bar a case under its group's heading; losses and failures too."""
     rows: list[tuple[str, dict | None]] = []
     group = None
     for entry in record["results"]:
@@ -106,12 +138,22 @@ def cases(record: dict, path: Path) -> None:
         _save(figure, path)
 
 
-def _page(axes: Axes, rows: list[tuple[str, dict | None]], length: int, values: list[float]) -> None:
+def _page(
+    axes: Axes, rows: list[tuple[str, dict | None]], length: int, values: list[float]
+) -> None:
     labels = []
     for y, (text, entry) in enumerate(rows):
         labels.append(text if entry else "")
         if entry is None:
-            axes.text(-0.01, y, text, transform=axes.get_yaxis_transform(), ha="right", va="center", fontweight="bold")  # fmt: skip
+            axes.text(
+                -0.01,
+                y,
+                text,
+                transform=axes.get_yaxis_transform(),
+                ha="right",
+                va="center",
+                fontweight="bold",
+            )
         elif entry["status"] == "ok":
             speedup = entry["speedup"]
             _bar(axes, y, speedup, height=0.72)

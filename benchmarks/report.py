@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,7 +39,12 @@ def progress(title: str, total: int) -> Iterator[Callable[[str], None]]:
 
         yield plain
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())  # fmt: skip
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=Console(highlight=False)) as bar:
         task = bar.add_task(title, total=total)
 
@@ -52,7 +56,7 @@ def progress(title: str, total: int) -> Iterator[Callable[[str], None]]:
 
 
 def write(record: Record, out: Path) -> None:
-    """Print the table; write rnn.json, REPORT.md and, where matplotlib is installed, two pictures."""
+    """Print the table; write rnn.json, REPORT.md and, with matplotlib, two pictures."""
     out.mkdir(parents=True, exist_ok=True)
     _replace(out / "rnn.json", json.dumps(record, indent=1, default=str) + "\n")
     _replace(out / "REPORT.md", markdown(record))
@@ -76,9 +80,19 @@ def _replace(path: Path, text: str) -> None:
     os.replace(name, path)
 
 
-# ---- table ------------------------------------------------------------------------------------------------
+# ---- table --------------------------------------------------------------------------------------
 
-COLUMNS = ("case", "fastseq ms", "theirs ms", "speed-up", "GFLOP/s", "% of GEMM", "GB/s", "memory", "error")  # fmt: skip
+COLUMNS = (
+    "case",
+    "fastseq ms",
+    "theirs ms",
+    "speed-up",
+    "GFLOP/s",
+    "% of GEMM",
+    "GB/s",
+    "memory",
+    "error",
+)
 
 
 def row(entry: Entry) -> tuple[str, ...]:
@@ -112,17 +126,20 @@ def _milliseconds(value: float) -> str:
 def summary_lines(record: Record) -> list[str]:
     summary = record["summary"]
     lines = [
-        f"{summary['ok']} of {summary['cases']} cases measured, {summary['failed parity']} failed parity, "
-        f"{summary['error']} raised, {summary['skipped']} skipped; {record['seconds']:.0f} s"
+        f"{summary['ok']} of {summary['cases']} cases measured, {summary['failed parity']} failed "
+        f"parity, {summary['error']} raised, {summary['skipped']} skipped; "
+        f"{record['seconds']:.0f} s"
     ]
     if "geometric_mean" in summary:
-        slow = summary["slower_than_0.95"]
-        lines += [
-            f"geometric mean {summary['geometric_mean']:.2f}×, slowest {summary['slowest']['speedup']:.2f}× "
-            f"({summary['slowest']['case']}), under 0.95×: {len(slow)}",
-        ]
+        slowest = summary["slowest"]
+        lines.append(
+            f"geometric mean {summary['geometric_mean']:.2f}×, slowest {slowest['speedup']:.2f}× "
+            f"({slowest['case']}), under 0.95×: {len(summary['slower_than_0.95'])}"
+        )
     if "memory_geometric_mean" in summary:
-        lines.append(f"peak memory {summary['memory_geometric_mean']:.2f}× of theirs (geometric mean)")
+        lines.append(
+            f"peak memory {summary['memory_geometric_mean']:.2f}× of theirs (geometric mean)"
+        )
     return lines
 
 
@@ -133,10 +150,16 @@ def show(record: Record) -> None:
             print("  ".join(row(entry)))
     else:
         # Where output goes to a file or a log, the terminal's 80 columns would only cut the table.
-        console = Console(highlight=False) if Console().is_terminal else Console(highlight=False, width=150)  # fmt: skip
+        console = (
+            Console(highlight=False)
+            if Console().is_terminal
+            else Console(highlight=False, width=150)
+        )
         table = Table(title="fastseq against torch (or a loop over time where torch has no layer)")
         for name in COLUMNS:
-            table.add_column(name, justify="left" if name == "case" else "right", no_wrap=name != "case")  # fmt: skip
+            table.add_column(
+                name, justify="left" if name == "case" else "right", no_wrap=name != "case"
+            )
         group = None
         for entry in record["results"]:
             if entry["group"] != group:
@@ -160,7 +183,14 @@ def markdown(record: Record) -> str:
     facts = "\n".join(f"| {k} | {v} |" for k, v in record["machine"].items() if v is not None)
     lines = [f"# Recurrent layers: fastseq against torch, {record['date']}", ""]
     lines += [f"- {text}" for text in summary_lines(record)]
-    lines += ["", "Timed in turns in one process; the median counts. Times include every product and conversion of", "a call; training is forward and backward. Error: of ours / of theirs against float64, the worst result.", "% of GEMM: the same operations as whole-sequence matrix products through torch, measured here.", ""]  # fmt: skip
+    lines += [
+        "",
+        "Timed in turns in one process; the median counts. Times include every product and",
+        "conversion of a call; training is forward and backward. Error: of ours / of theirs against",
+        "float64, relative to the largest value, the worst result. % of GEMM: the time that the same",
+        "operations take as whole-sequence matrix products through torch, as a share of ours.",
+        "",
+    ]
     lines += ["| machine | |", "|---|---|", facts, ""]
     group = None
     for entry in record["results"]:
@@ -168,14 +198,9 @@ def markdown(record: Record) -> str:
             group = entry["group"]
             mean = record["summary"].get("groups", {}).get(group)
             lines += ["", f"## {group}" + (f": {mean:.2f}×" if mean else ""), ""]
-            lines += ["| " + " | ".join(COLUMNS) + " |", "|---" + "|---:" * (len(COLUMNS) - 1) + "|"]
+            lines += [
+                "| " + " | ".join(COLUMNS) + " |",
+                "|---" + "|---:" * (len(COLUMNS) - 1) + "|",
+            ]
         lines.append("| " + " | ".join(row(entry)) + " |")
     return "\n".join(lines) + "\n"
-
-
-def geometric_means(entries: list[Entry]) -> dict[str, float]:
-    groups: dict[str, list[float]] = {}
-    for entry in entries:
-        if entry["status"] == "ok":
-            groups.setdefault(entry["group"], []).append(entry["speedup"])
-    return {name: statistics.geometric_mean(values) for name, values in groups.items()}

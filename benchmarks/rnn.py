@@ -1,11 +1,10 @@
-"""Runs the recurrent suite: parity first, then speed in turns, then memory. Behind ``fastseq bench rnn``."""
+"""``fastseq bench rnn``: for each case parity first, then speed in turns, then memory."""
 
 import functools
 import math
 import statistics
 import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -31,19 +30,25 @@ def build(case: Case, device: torch.device) -> workloads.Workload:
 
 
 @functools.cache
-def _gemm_seconds(rows: int, inner: int, columns: int, dtype: torch.dtype, device: torch.device) -> float:  # fmt: skip
+def _gemm_seconds(
+    rows: int, inner: int, columns: int, dtype: torch.dtype, device: torch.device
+) -> float:
     return harness.gemm_seconds(rows, inner, columns, dtype, device)
 
 
 def floor_seconds(
     gemms: list[tuple[int, int, int]], dtype: torch.dtype, device: torch.device
 ) -> float:
-    """Time of the same operations as matrix products of whole sequences: nothing recurrent can be faster."""
+    """Time of the same operations as matrix products of whole sequences: nothing recurrent can be
+    faster.
+    """
     return sum(_gemm_seconds(*gemm, dtype, device) for gemm in gemms)
 
 
 def measure(case: Case, device: torch.device, budget: Budget) -> Entry:
-    """One case. A case that fails parity gets no speed; one that raises is reported and the suite goes on."""
+    """One case. A case that fails parity gets no speed; one that raises is reported and the suite
+    goes on.
+    """
     entry: Entry = {"group": case.group, "case": case.name, "baseline": case.baseline}
     try:
         work = build(case, device)
@@ -117,16 +122,26 @@ def run(
     budget = budget or (Budget(seconds=0.3, least=5) if quick else Budget(seconds=1.6))
     begin = time.perf_counter()
     record: dict[str, object] = {
-        "suite": "rnn", "quick": quick, "budget": vars(budget),
+        "suite": "rnn",
+        "quick": quick,
+        "budget": vars(budget),
         "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
         "machine": harness.machine(device),
-    }  # fmt: skip
+    }
     entries: list[Entry] = []
     with report.progress("recurrent suite", len(chosen)) as advance:
         for case in chosen:
             if time.perf_counter() - begin > limit_seconds:
                 reason = f"the time limit of {limit_seconds:.0f} s was reached"
-                entries.append({"group": case.group, "case": case.name, "baseline": case.baseline, "status": "skipped", "reason": reason})  # fmt: skip
+                entries.append(
+                    {
+                        "group": case.group,
+                        "case": case.name,
+                        "baseline": case.baseline,
+                        "status": "skipped",
+                        "reason": reason,
+                    }
+                )
                 continue
             entries.append(measure(case, device, budget))
             advance(report.line(entries[-1]))
@@ -142,5 +157,3 @@ def run(
 def succeeded(record: dict[str, object]) -> bool:
     summary = record["summary"]
     return not summary["failed parity"] and not summary["error"]
-
-

@@ -40,7 +40,7 @@ def build(case: Case, device: torch.device) -> Workload:
     return _loop(case, device) if case.baseline == "loop" else _layer(case, device)
 
 
-# ---- sizes ------------------------------------------------------------------------------------------------
+# ---- sizes --------------------------------------------------------------------------------------
 
 
 def real_lengths() -> list[tuple[int, int]]:
@@ -86,11 +86,11 @@ def _workload_sizes(case: Case, rows: int) -> dict:
     }
 
 
-# ---- layers that torch has --------------------------------------------------------------------------------
+# ---- layers that torch has ----------------------------------------------------------------------
 
 
 def _options(case: Case) -> dict:
-    options = dict(num_layers=case.layers, bidirectional=case.bidirectional)
+    options = {"num_layers": case.layers, "bidirectional": case.bidirectional}
     if case.proj_size:
         options["proj_size"] = case.proj_size
     return options
@@ -142,7 +142,9 @@ def step(
     upstream: list[Tensor],
     train: bool,
 ) -> Results:
-    """Forward, and in training the gradients of inputs and parameters, of one batch after the other."""
+    """Forward, and in training the gradients of inputs and parameters, of one batch after the
+    other.
+    """
     results: Results = {}
     for k, x in enumerate(inputs):
         if not train:
@@ -188,16 +190,21 @@ def _layer(case: Case, device: torch.device) -> Workload:
     )
 
 
-# ---- layers that torch lacks, against a loop --------------------------------------------------------------
+# ---- layers that torch lacks, against a loop ----------------------------------------------------
 
 
 def loop_weights(module: nn.Module) -> dict[str, Tensor]:
     """The parameters of our one-layer module by the names of the loop."""
     names = {
-        "w_ih": "weight_ih_l0", "w_hh": "weight_hh_l0", "b_ih": "bias_ih_l0", "b_hh": "bias_hh_l0",
-        "ln_ih": "ln_ih_l0", "ln_hh": "ln_hh_l0",
-        "ln_cell_weight": "ln_cell_weight_l0", "ln_cell_bias": "ln_cell_bias_l0",
-    }  # fmt: skip
+        "w_ih": "weight_ih_l0",
+        "w_hh": "weight_hh_l0",
+        "b_ih": "bias_ih_l0",
+        "b_hh": "bias_hh_l0",
+        "ln_ih": "ln_ih_l0",
+        "ln_hh": "ln_hh_l0",
+        "ln_cell_weight": "ln_cell_weight_l0",
+        "ln_cell_bias": "ln_cell_bias_l0",
+    }
     parameters = dict(module.named_parameters())
     return {short: parameters[name] for short, name in names.items() if name in parameters}
 
@@ -222,7 +229,9 @@ def _loop(case: Case, device: torch.device) -> Workload:
     rows = case.length * case.batch
     upstream = [torch.randn(case.length, case.batch, case.hidden).to(device, case.dtype)]
 
-    def run_loop(weights: Mapping[str, Tensor], widen: bool = False, seed: int | None = None) -> Results:
+    def run_loop(
+        weights: Mapping[str, Tensor], widen: bool = False, seed: int | None = None
+    ) -> Results:
         xs = [x.double() for x in inputs] if widen else inputs
         gs = [g.double() for g in upstream] if widen else upstream
         fixed: dict = {}
@@ -234,9 +243,14 @@ def _loop(case: Case, device: torch.device) -> Workload:
 
         def forward(x: Tensor) -> tuple[Tensor, Tensor]:
             return loops.run(
-                case.mode, x, weights, zoneout=case.zoneout,
-                recurrent_dropout=case.recurrent_dropout, training=case.train, **fixed,
-            )  # fmt: skip
+                case.mode,
+                x,
+                weights,
+                zoneout=case.zoneout,
+                recurrent_dropout=case.recurrent_dropout,
+                training=case.train,
+                **fixed,
+            )
 
         return step(forward, weights, xs, gs, case.train)
 
@@ -262,7 +276,7 @@ def _loop(case: Case, device: torch.device) -> Workload:
     )
 
 
-# ---- cells ------------------------------------------------------------------------------------------------
+# ---- cells --------------------------------------------------------------------------------------
 
 
 def _cell(case: Case, device: torch.device) -> Workload:

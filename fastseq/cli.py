@@ -21,9 +21,13 @@ def info() -> None:
 @app.command()
 def bench(
     suites: Annotated[list[str], typer.Argument(help="Suites to run: rnn.")],
-    out: Annotated[Path, typer.Option(help="Directory for JSON, report and pictures.")] = Path("results"),  # fmt: skip
+    out: Annotated[Path, typer.Option(help="Directory for JSON, report and pictures.")] = Path(
+        "results"
+    ),
     quick: Annotated[bool, typer.Option(help="A few cases, a rough look.")] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; default: the best there is.")] = "",  # fmt: skip
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, cuda:1 …; default: the best there is.")
+    ] = "",
     filter: Annotated[str, typer.Option(help="Only cases whose group or name contains this.")] = "",
 ) -> None:
     """Check parity, then time against torch. Exit 1 when a case fails parity."""

@@ -43,8 +43,19 @@ def test_operators_are_served_by_what_is_registered():
 
 def test_bench_writes_its_results(tmp_path):
     result = runner.invoke(
-        app, ["bench", "rnn", "--out", str(tmp_path), "--quick", "--device", "cpu", "--filter", "LSTMCell B1"]
-    )  # fmt: skip
+        app,
+        [
+            "bench",
+            "rnn",
+            "--out",
+            str(tmp_path),
+            "--quick",
+            "--device",
+            "cpu",
+            "--filter",
+            "LSTMCell B1",
+        ],
+    )
     assert result.exit_code == 0, result.output
     found = json.loads((tmp_path / "rnn.json").read_text())
     assert [e["case"] for e in found["results"]] == ["LSTMCell B1 H256 infer"]

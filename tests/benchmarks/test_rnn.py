@@ -92,8 +92,11 @@ def test_run_writes_json_report_and_pictures(tmp_path, monkeypatch, capsys):
     for picture in ("overview.png", "speedup.png"):
         assert (tmp_path / "out" / picture).read_bytes().startswith(b"\x89PNG")
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        "rnn.json", "REPORT.md", "overview.png", "speedup.png",
-    }  # fmt: skip
+        "rnn.json",
+        "REPORT.md",
+        "overview.png",
+        "speedup.png",
+    }
 
 
 def test_suite_stops_at_its_time_limit(tmp_path):
