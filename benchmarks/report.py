@@ -186,9 +186,9 @@ def markdown(record: Record) -> str:
     lines += [
         "",
         "Timed in turns in one process; the median counts. Times include every product and",
-        "conversion of a call; training is forward and backward. Error: of ours / of theirs against",
-        "float64, relative to the largest value, the worst result. % of GEMM: the time that the same",
-        "operations take as whole-sequence matrix products through torch, as a share of ours.",
+        "conversion of a call; training is forward and backward. Error: ours / theirs against",
+        "float64, relative to the largest value, of the worst result. % of GEMM: the time that the",
+        "same operations take as whole-sequence matrix products through torch, as a share of ours.",
         "",
     ]
     lines += ["| machine | |", "|---|---|", facts, ""]

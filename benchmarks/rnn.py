@@ -115,7 +115,7 @@ def run(
     limit_seconds: float = math.inf,
     budget: Budget | None = None,
 ) -> dict[str, object]:
-    """Run the suite, print the table, and write rnn.json, REPORT.md and the pictures into ``out``."""
+    """Run the suite, print the table, write rnn.json, REPORT.md and the pictures into ``out``."""
     chosen = suite(device, quick, only) if cases is None else cases
     if not chosen:
         raise ValueError(f"no case of the recurrent suite matches {only!r}")
