@@ -47,6 +47,8 @@ class Case:
 
     @property
     def name(self) -> str:
+        if self.kind == "model":
+            return "g2p_en (GRU encoder and decoder), patched, real words"
         shape = [f"B{self.batch}", f"H{self.hidden}"]
         if self.input_size:
             shape.append(f"I{self.input_size}")
@@ -229,8 +231,10 @@ def cuda_suite() -> Iterator[Case]:
 def suite(device: torch.device, quick: bool = False, only: str = "") -> list[Case]:
     """The cases for a device, of them those whose group or name contains ``only``."""
     cases = cuda_suite() if device.type == "cuda" else cpu_suite()
-    return [
+    chosen = [
         case
         for case in cases
         if (case.quick or not quick) and only.lower() in f"{case.group} {case.name}".lower()
     ]
+    groups = list(dict.fromkeys(case.group for case in chosen))
+    return sorted(chosen, key=lambda case: groups.index(case.group))

@@ -19,14 +19,15 @@ STYLE = {
     "ytick.color": INK,
     "xtick.color": "#555555",
 }
-PAGE = 46  # bars a column
+PAGE = 41  # lines a column
 
 
 def _title(record: dict) -> tuple[str, str]:
     machine = record["machine"]
     where = machine.get("card") or f"{machine['processor']}, {machine['threads']} threads"
     mean = record["summary"].get("geometric_mean")
-    title = f"fastseq {machine['fastseq']} against torch {machine['torch']}"
+    version = str(machine["torch"]).split("+")[0]
+    title = f"fastseq {machine['fastseq']} against torch {version}"
     return title, f"{where}" + (f"  ·  geometric mean {mean:.2f}×" if mean else "")
 
 
@@ -76,7 +77,11 @@ def overview(record: dict, path: Path) -> None:
                 color=[GAIN if v >= 1 else LOSS for v in values],
             )
             axes.text(
-                max(max(values), mean, 1) * 1.07, y, f"{mean:.1f}×", va="center", fontweight="bold"
+                max(max(values), mean, 1) * 1.07,
+                y,
+                f"{mean:.1f}×" if mean >= 1.95 else f"{mean:.2f}×",
+                va="center",
+                fontweight="bold",
             )
         axes.set_yticks(range(len(groups)), list(groups))
         axes.set_ylim(len(groups) - 0.4, -0.6)
@@ -112,28 +117,35 @@ def _bar(axes: Axes, y: float, value: float, height: float, alpha: float = 1.0) 
 
 def cases(record: dict, path: Path) -> None:
     """A bar a case under its group's heading; losses and failures too."""
-    rows: list[tuple[str, dict | None]] = []
-    group = None
+    groups: dict[str, list[dict]] = {}
     for entry in record["results"]:
-        if entry["group"] != group:
-            group = entry["group"]
-            rows.append((group, None))
-        rows.append((entry["case"], entry))
-    values = [e["speedup"] for _, e in rows if e and e["status"] == "ok"]
+        groups.setdefault(entry["group"], []).append(entry)
+    values = [e["speedup"] for e in record["results"] if e["status"] == "ok"]
     if not values:
         return
-    pages = max(1, -(-len(rows) // PAGE))
-    per_page = -(-len(rows) // pages)
+    pages: list[list[tuple[str, dict | None]]] = [[]]
+    for group, entries in groups.items():
+        if pages[-1] and len(pages[-1]) + len(entries) >= PAGE:
+            pages.append([])
+        pages[-1] += [(group, None), *((e["case"], e) for e in entries)]
+    longest = max(map(len, pages))
     with plt.rc_context(STYLE):
         figure, all_axes = plt.subplots(
-            1, pages, figsize=(7.2 * pages, 0.9 + 0.215 * per_page), squeeze=False
+            1, len(pages), figsize=(7.2 * len(pages), 0.9 + 0.215 * longest), squeeze=False
         )
-        for page, axes in enumerate(all_axes[0]):
-            _page(axes, rows[page * per_page : (page + 1) * per_page], per_page, values)
+        for page, axes in zip(pages, all_axes[0]):
+            _page(axes, page, longest, values)
         title, subtitle = _title(record)
         figure.tight_layout(w_pad=3)
         left = all_axes[0][0].get_position().x0
-        figure.text(left, 1.012, title, fontsize=14, fontweight="bold", va="bottom")
+        figure.text(
+            left,
+            1 + 0.22 / figure.get_figheight(),
+            title,
+            fontsize=14,
+            fontweight="bold",
+            va="bottom",
+        )
         figure.text(left, 1.0, subtitle, color="#555555", va="bottom")
         _save(figure, path)
 

@@ -101,7 +101,7 @@ def row(entry: Entry) -> tuple[str, ...]:
         if "parity" in entry:
             p = entry["parity"]
             reason = f"{p['result']}: error {p['ours']:.1e}, limit {p['limit']:.1e}"
-        return (entry["case"], entry["status"], reason, "", "", "", "", "", "")
+        return (f"{entry['case']}: {entry['status']} ({reason})", *[""] * (len(COLUMNS) - 1))
     times, peaks = entry["milliseconds"], entry["peak_bytes"]
     other = next(name for name in times if name != "fastseq")
     memory = f"{peaks['fastseq'] / peaks[other]:.2f}×" if peaks[other] else ""
