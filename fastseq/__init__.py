@@ -1,5 +1,11 @@
 """fastseq: drop-in recurrent layers for PyTorch, fast on CPU and GPU."""
 
-from . import ops
+from pathlib import Path as _Path
+
+# In a source tree kernels/ and benchmarks/ lie beside this package; installed, inside it.
+if (_Path(__file__).parent.parent / "setup.py").is_file():
+    __path__.append(str(_Path(__file__).parent.parent))
+
+from . import ops  # noqa: E402
 
 __all__ = ["ops"]

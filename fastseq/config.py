@@ -37,7 +37,7 @@ def _serving(operator: str, device: str) -> str:
 
 
 def config() -> dict[str, Any]:
-    """Versions, processor, GPUs, backends with the reason why one is missing, and who serves what."""
+    """Versions, processor, GPUs, backends or why one is missing, and who serves which operator."""
     from . import __version__
 
     cuda = torch.cuda.is_available()
