@@ -1,0 +1,180 @@
+// Vectors of one instruction set, on the compiler's vector extensions.
+//
+// Each kernel file is compiled once per instruction set with FASTSEQ_ISA (its name) and
+// FASTSEQ_VECTOR_BYTES. Everything here has internal linkage: a function compiled for AVX must never
+// be the copy that the linker keeps for a machine without it.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define FASTSEQ_INLINE_MEMBER inline __attribute__((always_inline))
+#define FASTSEQ_INLINE static FASTSEQ_INLINE_MEMBER
+
+namespace {
+
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
+
+// The type that sums, cell states and point-wise maths are kept in.
+template <class T> struct AccOf {
+  typedef float type;
+};
+template <> struct AccOf<double> {
+  typedef double type;
+};
+template <class T> using Acc = typename AccOf<T>::type;
+
+template <class A> struct VecOf;
+template <> struct VecOf<float> {
+  typedef float type __attribute__((vector_size(FASTSEQ_VECTOR_BYTES)));
+  typedef int32_t ints __attribute__((vector_size(FASTSEQ_VECTOR_BYTES)));
+};
+template <> struct VecOf<double> {
+  typedef double type __attribute__((vector_size(FASTSEQ_VECTOR_BYTES)));
+  typedef int64_t ints __attribute__((vector_size(FASTSEQ_VECTOR_BYTES)));
+};
+template <class A> using Vec = typename VecOf<A>::type;
+template <class A> using Ints = typename VecOf<A>::ints;
+template <class A> constexpr int lanes = FASTSEQ_VECTOR_BYTES / sizeof(A);
+
+typedef uint32_t U32 __attribute__((vector_size(FASTSEQ_VECTOR_BYTES)));
+typedef uint16_t U16 __attribute__((vector_size(FASTSEQ_VECTOR_BYTES / 2)));
+
+template <class A> FASTSEQ_INLINE Vec<A> splat(A x) { return x - Vec<A>{}; }
+
+FASTSEQ_INLINE Vec<float> load(const float* p) {
+  Vec<float> v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+FASTSEQ_INLINE Vec<double> load(const double* p) {
+  Vec<double> v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+FASTSEQ_INLINE Vec<float> load(const bf16* p) {
+  U16 half;
+  memcpy(&half, p, sizeof half);
+  return (Vec<float>)(__builtin_convertvector(half, U32) << 16);
+}
+
+FASTSEQ_INLINE void store(float* p, Vec<float> v) { memcpy(p, &v, sizeof v); }
+FASTSEQ_INLINE void store(double* p, Vec<double> v) { memcpy(p, &v, sizeof v); }
+FASTSEQ_INLINE void store(bf16* p, Vec<float> v) {
+  U32 bits = (U32)v;
+  U32 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16; // to nearest, ties to even
+  rounded = v != v ? (U32{} + 0x7fc0) : rounded;
+  U16 half = __builtin_convertvector(rounded, U16);
+  memcpy(p, &half, sizeof half);
+}
+
+#if defined(__F16C__)
+FASTSEQ_INLINE Vec<float> load(const f16* p) {
+  float wide[lanes<float>];
+  for (int i = 0; i < lanes<float>; i += 8)
+    _mm256_storeu_ps(wide + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + i))));
+  return load(wide);
+}
+FASTSEQ_INLINE void store(f16* p, Vec<float> v) {
+  float wide[lanes<float>];
+  store(wide, v);
+  for (int i = 0; i < lanes<float>; i += 8)
+    _mm_storeu_si128((__m128i*)(p + i), _mm256_cvtps_ph(_mm256_loadu_ps(wide + i), 0));
+}
+#else
+FASTSEQ_INLINE float widen(f16 x) {
+  const uint32_t sign = (uint32_t)(x.bits & 0x8000) << 16, rest = x.bits & 0x7fff;
+  uint32_t bits = rest << 13;
+  float value;
+  if (rest >= 0x7c00) {
+    bits |= 0x7f800000; // infinity or NaN
+  } else {
+    memcpy(&value, &bits, 4);
+    value *= 0x1p112f; // moves the exponent's bias, and normalises what was subnormal
+    memcpy(&bits, &value, 4);
+  }
+  bits |= sign;
+  memcpy(&value, &bits, 4);
+  return value;
+}
+FASTSEQ_INLINE f16 narrow(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  const uint16_t sign = (bits >> 16) & 0x8000;
+  bits &= 0x7fffffff;
+  uint16_t half;
+  if (bits > 0x7f800000) {
+    half = 0x7e00;
+  } else if (bits >= 0x477ff000) {
+    half = 0x7c00; // rounds to infinity
+  } else if (bits < 0x38800000) {
+    float value; // subnormal: adding 0.5 aligns the last kept bit with that of the sum
+    memcpy(&value, &bits, 4);
+    value += 0.5f;
+    memcpy(&bits, &value, 4);
+    half = (uint16_t)(bits - 0x3f000000);
+  } else {
+    half = (uint16_t)((bits - 0x38000000 + 0xfff + ((bits >> 13) & 1)) >> 13);
+  }
+  return f16{(uint16_t)(half | sign)};
+}
+FASTSEQ_INLINE Vec<float> load(const f16* p) {
+  float wide[lanes<float>];
+  for (int i = 0; i < lanes<float>; ++i) wide[i] = widen(p[i]);
+  return load(wide);
+}
+FASTSEQ_INLINE void store(f16* p, Vec<float> v) {
+  float wide[lanes<float>];
+  store(wide, v);
+  for (int i = 0; i < lanes<float>; ++i) p[i] = narrow(wide[i]);
+}
+#endif
+
+// The first n lanes only; the others are zero. n may exceed the number of lanes.
+template <class T> FASTSEQ_INLINE Vec<Acc<T>> load(const T* p, int64_t n) {
+  constexpr int L = lanes<Acc<T>>;
+  if (__builtin_expect(n >= L, 1)) return load(p);
+  T part[L] = {};
+  for (int i = 0; i < n; ++i) part[i] = p[i];
+  return load(part);
+}
+template <class T> FASTSEQ_INLINE void store(T* p, Vec<Acc<T>> v, int64_t n) {
+  constexpr int L = lanes<Acc<T>>;
+  if (__builtin_expect(n >= L, 1)) return store(p, v);
+  T part[L];
+  store(part, v);
+  for (int i = 0; i < n; ++i) p[i] = part[i];
+}
+
+// The value that storing as T and loading again gives.
+template <class T> FASTSEQ_INLINE Vec<Acc<T>> round_to(Vec<Acc<T>> v) {
+  if (sizeof(T) == sizeof(Acc<T>)) return v;
+  T stored[lanes<Acc<T>>];
+  store(stored, v);
+  return load(stored);
+}
+
+// Ones in the first n lanes, zeros after.
+template <class A> FASTSEQ_INLINE Vec<A> ones_upto(int64_t n) {
+  A part[lanes<A>];
+  for (int i = 0; i < lanes<A>; ++i) part[i] = i < n;
+  return load(part);
+}
+
+template <class A> FASTSEQ_INLINE A sum(Vec<A> v) {
+  A part[lanes<A>];
+  store(part, v);
+  for (int width = lanes<A> / 2; width; width /= 2)
+    for (int i = 0; i < width; ++i) part[i] += part[i + width];
+  return part[0];
+}
+
+} // namespace

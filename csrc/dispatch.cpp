@@ -1,0 +1,103 @@
+#include "dispatch.h"
+
+#include <dlfcn.h>
+
+#include <cstdlib>
+#include <stdexcept>
+
+#define FASTSEQ_DECLARE(isa)                                                                       \
+  extern "C" void fastseq_rnn_forward_##isa(const fastseq::ForwardArgs*);                          \
+  extern "C" void fastseq_rnn_backward_##isa(const fastseq::BackwardArgs*);
+FASTSEQ_DECLARE(portable)
+#ifdef FASTSEQ_HAVE_X86
+FASTSEQ_DECLARE(avx2)
+FASTSEQ_DECLARE(avx512)
+FASTSEQ_DECLARE(avx512_bf16)
+#endif
+
+namespace fastseq {
+namespace {
+
+struct Build {
+  Kernels kernels;
+  bool usable;
+};
+
+const std::vector<Build>& builds() {
+#define FASTSEQ_BUILD(isa) {#isa, fastseq_rnn_forward_##isa, fastseq_rnn_backward_##isa}
+  static const std::vector<Build> all = [] {
+    std::vector<Build> found{{FASTSEQ_BUILD(portable), true}};
+#ifdef FASTSEQ_HAVE_X86
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                      __builtin_cpu_supports("f16c");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512vl");
+    found.push_back({FASTSEQ_BUILD(avx2), avx2});
+    found.push_back({FASTSEQ_BUILD(avx512), avx512});
+    found.push_back({FASTSEQ_BUILD(avx512_bf16), avx512 && __builtin_cpu_supports("avx512bf16")});
+#endif
+    return found;
+  }();
+  return all;
+}
+
+std::string joined(const std::vector<std::string>& names) {
+  std::string text;
+  for (const auto& name : names) text += (text.empty() ? "" : ", ") + name;
+  return text;
+}
+
+Kernels choose() {
+  const char* wanted = std::getenv("FASTSEQ_CPU_CAPABILITY");
+  if (!wanted || !*wanted) {
+    Kernels best;
+    for (const auto& build : builds())
+      if (build.usable) best = build.kernels;
+    return best;
+  }
+  for (const auto& build : builds())
+    if (build.kernels.name == wanted) {
+      if (build.usable) return build.kernels;
+      throw std::runtime_error("FASTSEQ_CPU_CAPABILITY=" + std::string(wanted) +
+                               ": this processor lacks it; it has " +
+                               joined(usable_capabilities()));
+    }
+  throw std::runtime_error("FASTSEQ_CPU_CAPABILITY=" + std::string(wanted) +
+                           " is unknown; choose among " + joined(built_capabilities()));
+}
+
+Kernels& current() {
+  static Kernels chosen = choose();
+  return chosen;
+}
+
+} // namespace
+
+std::vector<std::string> built_capabilities() {
+  std::vector<std::string> names;
+  for (const auto& build : builds()) names.push_back(build.kernels.name);
+  return names;
+}
+
+std::vector<std::string> usable_capabilities() {
+  std::vector<std::string> names;
+  for (const auto& build : builds())
+    if (build.usable) names.push_back(build.kernels.name);
+  return names;
+}
+
+const Kernels& kernels() { return current(); }
+
+void load_kernels(const std::string& path, const std::string& name) {
+  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (!library) throw std::runtime_error(dlerror());
+  Kernels loaded{name, nullptr, nullptr};
+  *(void**)&loaded.rnn_forward = dlsym(library, ("fastseq_rnn_forward_" + name).c_str());
+  *(void**)&loaded.rnn_backward = dlsym(library, ("fastseq_rnn_backward_" + name).c_str());
+  if (!loaded.rnn_forward || !loaded.rnn_backward)
+    throw std::runtime_error(path + " has no kernels named " + name);
+  current() = loaded;
+}
+
+} // namespace fastseq

@@ -1,0 +1,28 @@
+// Which build of the kernels this processor gets.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "scan_args.h"
+
+namespace fastseq {
+
+struct Kernels {
+  std::string name;
+  void (*rnn_forward)(const ForwardArgs*);
+  void (*rnn_backward)(const BackwardArgs*);
+};
+
+// Instruction sets that were built, and those of them that this processor has, weakest first.
+std::vector<std::string> built_capabilities();
+std::vector<std::string> usable_capabilities();
+
+// The kernels in use: FASTSEQ_CPU_CAPABILITY if set, else the best. Throws where that is impossible.
+const Kernels& kernels();
+
+// Replaces the kernels by those of another shared library, under the given name: for tests of
+// instruction sets that this processor lacks, built in a form that it can run.
+void load_kernels(const std::string& path, const std::string& name);
+
+} // namespace fastseq

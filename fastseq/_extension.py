@@ -1,0 +1,54 @@
+"""Loads fastseq._C, the CPU kernels in C++, and remembers why they are missing where they are."""
+
+import functools
+import json
+from pathlib import Path
+from types import ModuleType
+
+
+@functools.cache
+def _load() -> tuple[ModuleType | None, str | None]:
+    try:
+        import torch  # noqa: F401 (brings the libraries that the extension links to)
+
+        from . import _C
+    except ImportError as error:
+        return None, _build_error() or f"fastseq._C cannot be imported: {error}"
+    return _C, None
+
+
+def _build_error() -> str | None:
+    """What the build recorded, if it failed or was skipped."""
+    try:
+        outcome = json.loads((Path(__file__).parent / "_build.json").read_text())
+    except (OSError, ValueError):
+        return "fastseq._C has not been built (pip install --no-build-isolation -e .)"
+    error = outcome.get("error")
+    return f"fastseq._C was not built: {error}" if error else None
+
+
+def load() -> bool:
+    """Registers the CPU kernels with PyTorch. False, not an exception, where they are missing."""
+    return _load()[0] is not None
+
+
+def available() -> bool:
+    """Whether the CPU kernels are there."""
+    return load()
+
+
+def reason() -> str | None:
+    """Why the CPU kernels are missing, or None."""
+    return _load()[1]
+
+
+def capability() -> str | None:
+    """The instruction set in use: portable, avx2, avx512 or avx512_bf16."""
+    module = _load()[0]
+    return module.capability() if module else None
+
+
+def built_capabilities() -> list[str]:
+    """The instruction sets that the kernels were built for."""
+    module = _load()[0]
+    return module.built_capabilities() if module else []
