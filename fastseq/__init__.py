@@ -8,4 +8,6 @@ if (_Path(__file__).parent.parent / "setup.py").is_file():
 
 from . import ops  # noqa: E402
 
+__version__ = "0.1.0"
+
 __all__ = ["ops"]

@@ -1,6 +1,5 @@
 """The command ``fastseq``."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -50,4 +49,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
