@@ -7,6 +7,7 @@ in torch; there the product runs in float32 and is rounded once at the end: more
 import functools
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -29,13 +30,18 @@ def mm(a: Tensor, b: Tensor) -> Tensor:
     return torch.mm(a, b)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x·weightᵀ + bias in the dtype of ``x``."""
+    if widens(x):
+        wide = None if bias is None else bias.float()
+        return F.linear(x.float(), weight.float(), wide).to(x.dtype)
+    return F.linear(x, weight, bias)
+
+
 def linear_into(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """out = x·weightᵀ + bias, for ``out`` (rows, features) of any row stride."""
     if widens(x):
-        product = torch.nn.functional.linear(
-            x.float(), weight.float(), None if bias is None else bias.float()
-        )
-        out.copy_(product)
+        out.copy_(linear(x, weight, bias))
     elif bias is None:
         torch.mm(x, weight.t(), out=out)
     else:

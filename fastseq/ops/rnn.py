@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..reference import rnn as reference
-from . import rnn_scan  # noqa: F401 (registers the scans)
 from .rnn_layer import LN_EPS, backward, forward, input_bias, recurrent_mask, scan_bias, split_ln
 from .vmap import loop_over, vmap_layer
 
@@ -76,28 +75,6 @@ def _fake_layer_backward(
 _NUM_OPTIONS = 5  # mode, zoneout, recurrent_dropout, training, recompute
 
 
-def _setup_layer(ctx, inputs, output) -> None:
-    *arguments, _save = inputs
-    tensors, options = arguments[:-_NUM_OPTIONS], arguments[-_NUM_OPTIONS:]
-    input, batch_sizes, h0, c0, *lists, seed = tensors
-    out, _, _, gates, cells, hn = output
-    ctx.mark_non_differentiable(gates, cells, hn)
-    ctx.set_materialize_grads(False)
-    ctx.options, ctx.lengths = options, [len(part) for part in lists]
-    ctx.save_for_backward(
-        out,
-        gates,
-        cells,
-        hn,
-        input,
-        batch_sizes,
-        h0,
-        c0,
-        seed,
-        *(w for part in lists for w in part),
-    )
-
-
 def _unflatten(flat: Sequence, lengths: Sequence[int]) -> list[list]:
     parts, start = [], 0
     for length in lengths:
@@ -106,24 +83,70 @@ def _unflatten(flat: Sequence, lengths: Sequence[int]) -> list[list]:
     return parts
 
 
-def _layer_gradients(ctx, grad_output, grad_h_n, grad_c_n, *_unused):
-    out, gates, cells, hn, input, batch_sizes, h0, c0, seed, *weights = ctx.saved_tensors
-    lists = _unflatten(weights, ctx.lengths)
-    need_input, need_weights = input.requires_grad, any(w.requires_grad for w in weights)
-    grad_input, grad_h0, grad_c0, *grads = torch.ops.fastseq.rnn_layer_backward(
-        grad_output, grad_h_n, grad_c_n, out, gates, cells, hn,
-        input, batch_sizes, h0, c0, *lists, seed, *ctx.options, need_input, need_weights,
-    )  # fmt: skip
-    if not need_weights:
-        grads = [None] * len(grads)
+def _is_traced() -> bool:
+    """Whether a compiler, a transform or a dispatch mode looks at the operators that run."""
     return (
-        grad_input if need_input else None,
-        None,
-        grad_h0,
-        None if c0 is None else grad_c0,
-        *_unflatten(grads, ctx.lengths),
-        *[None] * (2 + _NUM_OPTIONS),
+        torch.compiler.is_compiling()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
     )
+
+
+def _save(ctx, states, lists, seed, options, results) -> None:
+    """Keeps what the gradients need; ``states`` are input, batch_sizes, h0, c0."""
+    output, _, _, *saved = results
+    ctx.set_materialize_grads(False)
+    ctx.options, ctx.lengths = options, [len(part) for part in lists]
+    ctx.save_for_backward(output, *saved, *states, seed, *(w for part in lists for w in part))
+
+
+def _gradients(ctx, grads) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """Gradients of (input, h0, c0) and of the parameters, in order."""
+    output, gates, cells, hn, input, batch_sizes, h0, c0, seed, *weights = ctx.saved_tensors
+    need_input, need_weights = input.requires_grad, any(w.requires_grad for w in weights)
+    # The operator can be traced and is differentiable again; the plain function is quicker.
+    registered = torch.is_grad_enabled() or _is_traced()
+    op = torch.ops.fastseq.rnn_layer_backward if registered else backward
+    of_input, of_h0, of_c0, *of_weights = op(
+        *grads, output, gates, cells, hn, input, batch_sizes, h0, c0,
+        *_unflatten(weights, ctx.lengths), seed, *ctx.options, need_input, need_weights,
+    )  # fmt: skip
+    return (
+        [of_input if need_input else None, of_h0, None if c0 is None else of_c0],
+        of_weights if need_weights else [None] * len(weights),
+    )
+
+
+def _setup_layer(ctx, inputs, output) -> None:
+    input, batch_sizes, h0, c0, *lists, seed = inputs[: -_NUM_OPTIONS - 1]
+    ctx.mark_non_differentiable(*output[3:])
+    _save(ctx, (input, batch_sizes, h0, c0), lists, seed, inputs[-_NUM_OPTIONS - 1 : -1], output)
+
+
+def _layer_gradients(ctx, grad_output, grad_h_n, grad_c_n, *_saved):
+    (of_input, of_h0, of_c0), of_weights = _gradients(ctx, (grad_output, grad_h_n, grad_c_n))
+    lists = _unflatten(of_weights, ctx.lengths)
+    return (of_input, None, of_h0, of_c0, *lists, *[None] * (2 + _NUM_OPTIONS))
+
+
+class _EagerLayer(torch.autograd.Function):
+    """``fastseq::rnn_layer`` without the operator's registration around it.
+
+    The formulas are the operator's; lists of tensors cost torch.library's generic wrapper more time
+    than a short sequence takes, so eager calls come here and traced ones go through the operator.
+    """
+
+    @staticmethod
+    def forward(ctx, lengths, options, input, batch_sizes, h0, c0, seed, *weights):
+        lists = _unflatten(weights, lengths)
+        results = forward(input, batch_sizes, h0, c0, *lists, seed, *options, True)
+        _save(ctx, (input, batch_sizes, h0, c0), lists, seed, options, results)
+        return results[:3]
+
+    @staticmethod
+    def backward(ctx, *grads):
+        (of_input, of_h0, of_c0), of_weights = _gradients(ctx, grads)
+        return (None, None, of_input, None, of_h0, of_c0, None, *of_weights)
 
 
 def _differentiable_layer(
@@ -295,10 +318,20 @@ def rnn_layer(
         w_ih, w_hh, b_ih, b_hh, w_hr, ln = (
             [cast(w) for w in part] for part in (w_ih, w_hh, b_ih, b_hh, w_hr, ln)
         )
-    tensors = (input, h0, *w_ih, *w_hh, *b_ih, *b_hh, *w_hr, *ln, *(() if c0 is None else (c0,)))
-    save = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    output, h_n, c_n, *_ = torch.ops.fastseq.rnn_layer(
-        input, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, ln, seed,
-        mode, list(zoneout), recurrent_dropout, training, recompute, save,
-    )  # fmt: skip
+    weights = (*w_ih, *w_hh, *b_ih, *b_hh, *w_hr, *ln)
+    states = (input, h0) if c0 is None else (input, h0, c0)
+    save = torch.is_grad_enabled() and any(x.requires_grad for x in (*states, *weights))
+    options = (mode, list(zoneout), recurrent_dropout, training, recompute)
+    lists = (w_ih, w_hh, b_ih, b_hh, w_hr, ln)
+    if _is_traced():
+        output, h_n, c_n, *_ = torch.ops.fastseq.rnn_layer(
+            input, batch_sizes, h0, c0, *lists, seed, *options, save
+        )
+    elif save:
+        lengths = [len(part) for part in lists]
+        output, h_n, c_n = _EagerLayer.apply(
+            lengths, options, input, batch_sizes, h0, c0, seed, *weights
+        )
+    else:
+        output, h_n, c_n, *_ = forward(input, batch_sizes, h0, c0, *lists, seed, *options, False)
     return output, h_n, None if c0 is None else c_n

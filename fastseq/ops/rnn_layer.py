@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..reference import rnn as reference
 from ..reference.philox import dropout_mask
-from .gemm import linear_into, mm
+from .gemm import linear, linear_into, mm
+from .rnn_scan import scan, scan_backward
 
 LN_EPS = 1e-5
 
@@ -44,17 +45,19 @@ def _project(
     ln_input: list[Tensor],
 ) -> Tensor:
     """Input side of the gates, (N, D, G, H)."""
-    directions, width = len(w_ih), w_ih[0].shape[0]
+    directions, width, gates = len(w_ih), w_ih[0].shape[0], reference.GATES[mode]
+    shape = (input.shape[0], directions, gates, width // gates)
+    bias = [input_bias(mode, b_ih, b_hh, d) for d in range(directions)]
+    if directions == 1 and not ln_input:
+        return linear(input, w_ih[0], bias[0]).view(shape)
     gx = input.new_empty(input.shape[0], directions, width)
     for d in range(directions):
-        bias = input_bias(mode, b_ih, b_hh, d)
         if ln_input:
-            linear_into(gx[:, d], input, w_ih[d], None)
-            gx[:, d] = F.layer_norm(gx[:, d], (width,), ln_input[d], bias, LN_EPS)
+            product = linear(input, w_ih[d], None)
+            gx[:, d] = F.layer_norm(product, (width,), ln_input[d], bias[d], LN_EPS)
         else:
-            linear_into(gx[:, d], input, w_ih[d], bias)
-    gates = reference.GATES[mode]
-    return gx.view(-1, directions, gates, width // gates)
+            linear_into(gx[:, d], input, w_ih[d], bias[d])
+    return gx.view(shape)
 
 
 def scan_bias(mode: str, b_hh: list[Tensor]) -> list[Tensor]:
@@ -87,7 +90,7 @@ def forward(
     ln_input, ln_gates, ln_cell = split_ln(ln, mode, len(w_ih))
     number = 0 if seed is None else int(seed)
     gates = _project(mode, input, w_ih, b_ih, b_hh, ln_input)
-    output, h_n, c_n, cells, hn = torch.ops.fastseq.rnn_scan(
+    output, h_n, c_n, cells, hn = scan(
         gates, batch_sizes, h0, c0, w_hh, scan_bias(mode, b_hh), w_hr, ln_gates, ln_cell,
         recurrent_mask(h0, number, recurrent_dropout, training),
         mode=mode, ln_eps=LN_EPS, zoneout=zoneout, seed=number, training=training, save=save,
@@ -175,7 +178,6 @@ def backward(
         gx = _project(mode, input, w_ih, b_ih, b_hh, ln_input)
         gates, hn = _recompute_gates(mode, gx, u_raw, ln_gates, bias)
 
-    scan_backward = torch.ops.fastseq.rnn_scan_backward
     grad_gx, grad_u, grad_proj, grad_ln_cell, grad_h0, grad_c0 = scan_backward(
         torch.zeros_like(output) if grad_output is None else grad_output.contiguous(),
         None if grad_h_n is None else grad_h_n.contiguous(),
@@ -195,8 +197,7 @@ def backward(
         of_gx, of_u = grad_gx[:, d].flatten(1), grad_u[:, d].flatten(1)
         of_product, gammas = of_gx, []
         if ln:
-            product = torch.empty_like(of_gx)
-            linear_into(product, input, w_ih[d], None)
+            product = linear(input, w_ih[d], None)
             of_product, gamma_ih = _norm_backward(of_gx, product, ln_input[d])
             after_norm = _after_norm(mode, grad_gx[:, d], gates[:, d]).flatten(1)
             normalized = reference.normalize(u_raw[:, d].flatten(1), LN_EPS)[0]

@@ -68,3 +68,6 @@ for _name, _implementation, _fake in (
     if kernels.available():
         _library.impl(_name, getattr(kernels, _name), "CUDA")
 _extension.load()  # registers the C++ kernels for the CPU, over the plain ones
+
+scan = torch.ops.fastseq.rnn_scan.default
+scan_backward = torch.ops.fastseq.rnn_scan_backward.default

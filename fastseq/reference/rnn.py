@@ -160,7 +160,7 @@ def scan(
                 cells[t] = keep * c_new + (1 - keep) * c_prev
                 c = torch.cat([cells[t], c[size:]])
             elif mode == "GRU":
-                r, z, n = gates[t].unbind(-2)
+                _, z, n = gates[t].unbind(-2)
                 h_new = (1 - z) * n + z * h_prev
                 hns[t] = u[:, 2]
             else:

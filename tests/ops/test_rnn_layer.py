@@ -1,4 +1,4 @@
-"""The layer operator: derivatives, registration, transforms. Values are held to torch in tests/nn."""
+"""The layer operator: derivatives, registration, transforms. tests/nn holds values to torch."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ NAMES = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr", "ln")
 
 
 class Problem:
-    """A random layer of odd sizes in float64 (or ``dtype``), as flat inputs and a function of them."""
+    """A random layer of odd sizes, float64 by default: flat inputs and a function of them."""
 
     def __init__(
         self,
@@ -167,7 +167,11 @@ def test_opcheck_layer_backward(mode: str, layer_norm: bool) -> None:
     arguments = _detached((*problem.split(*problem.flat), problem.seed))
     options = (mode, [0.2, 0.0], 0.3, True, False)
     output, h_n, c_n, gates, cells, hn = torch.ops.fastseq.rnn_layer(*arguments, *options, True)
-    grads = torch.randn_like(output), torch.randn_like(h_n), torch.randn_like(c_n) if c_n.numel() else None
+    grads = (
+        torch.randn_like(output),
+        torch.randn_like(h_n),
+        torch.randn_like(c_n) if c_n.numel() else None,
+    )
     for need_input, need_weights in ((True, True), (False, True), (True, False)):
         opcheck(
             torch.ops.fastseq.rnn_layer_backward.default,
@@ -233,10 +237,15 @@ def test_compile_without_graph_breaks() -> None:
     problem = Problem("LSTM", zoneout=(0.2, 0.1), recurrent_dropout=0.2)
     compiled = torch.compile(problem, fullgraph=True, dynamic=True, backend="aot_eager")
     for steps in (4, 6, 9):
-        problem.flat = (torch.randn(steps * 3, 5, dtype=torch.float64).requires_grad_(), *problem.flat[1:])
+        problem.flat = (
+            torch.randn(steps * 3, 5, dtype=torch.float64).requires_grad_(),
+            *problem.flat[1:],
+        )
         ours, plain = compiled(*problem.flat), problem(*problem.flat)
         for a, b in zip(ours, plain):
             torch.testing.assert_close(a, b)
-        grads = [torch.autograd.grad(r[0].sum(), problem.flat, allow_unused=True) for r in (ours, plain)]
+        grads = [
+            torch.autograd.grad(r[0].sum(), problem.flat, allow_unused=True) for r in (ours, plain)
+        ]
         for a, b in zip(*grads):
             torch.testing.assert_close(a, b)
