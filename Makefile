@@ -37,9 +37,10 @@ format: $(VENV)/.deps
 	$(PY) -m ruff format .
 	$(if $(CXX_FILES),$(VENV)/bin/clang-format -i $(CXX_FILES))
 
-# Runs from the source tree with the python that has PyTorch and Triton: no network, no install.
+# A python that has PyTorch and Triton runs it from the source tree: no network, no install.
 gpu:
-	$(PYTHON) -m benchmarks.gpu
+	@if $(PYTHON) -c "import torch, triton" 2>/dev/null; then $(PYTHON) -m benchmarks.gpu; \
+	else $(MAKE) build && $(PY) -m benchmarks.gpu; fi
 
 build: $(VENV)/.built
 

@@ -17,7 +17,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 SECONDS = 470  # for everything
-SUITE_AT_LEAST = 120  # of these for the suite, however long the parity check took
+SUITE_AT_LEAST = 220  # of these for the suite, however long the parity check took
 
 
 def _python(*arguments: str, seconds: float, **environment: str) -> int:
@@ -42,10 +42,10 @@ def without_card() -> int:
         return 0
     outcomes = {
         "interpreter": _python(
-            "-m", "pytest", "-q", "tests/kernels", seconds=300, TRITON_INTERPRET="1"
+            "-m", "pytest", "-q", "tests/kernels", seconds=420, TRITON_INTERPRET="1"
         ),
         "ahead-of-time builds": _python(
-            "-m", "fastseq.kernels.aot", "--targets", "sm_80,sm_90,sm_100,gfx942", seconds=300
+            "-m", "fastseq.kernels.aot", "--targets", "sm_80,sm_90,sm_100,gfx942", seconds=420
         ),
     }
     for name, code in outcomes.items():

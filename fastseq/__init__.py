@@ -6,7 +6,7 @@ from pathlib import Path as _Path
 if (_Path(__file__).parent.parent / "setup.py").is_file():
     __path__.append(str(_Path(__file__).parent.parent))
 
-from . import ops  # noqa: E402
+from . import ops
 
 __version__ = "0.1.0"
 
