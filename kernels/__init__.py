@@ -1,0 +1,48 @@
+"""Triton kernels and their launchers. Importing this needs neither Triton nor a GPU."""
+
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import Any
+
+from torch import Tensor
+
+_MINIMUM = (3, 6)
+
+
+@lru_cache
+def reason() -> str | None:
+    """Why the Triton kernels cannot be used at all; None if they can."""
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    from importlib.metadata import PackageNotFoundError, version
+
+    for package in ("triton", "pytorch-triton", "triton-rocm", "pytorch-triton-rocm"):
+        try:
+            installed = version(package)
+        except PackageNotFoundError:
+            continue
+        if tuple(int(part) for part in installed.split(".")[:2]) < _MINIMUM:
+            return f"Triton {installed} is older than {'.'.join(map(str, _MINIMUM))}"
+        return None
+    return None
+
+
+def available() -> bool:
+    """Whether Triton is installed and recent enough; a device is the dispatcher's business."""
+    return reason() is None
+
+
+def rnn_scan(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``fastseq::rnn_scan`` on CUDA; Triton is imported on the first call."""
+    from .rnn import rnn_scan
+
+    return rnn_scan(*args, **kwargs)
+
+
+def rnn_scan_backward(
+    *args: Any, **kwargs: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``fastseq::rnn_scan_backward`` on CUDA; Triton is imported on the first call."""
+    from .rnn import rnn_scan_backward
+
+    return rnn_scan_backward(*args, **kwargs)

@@ -1,0 +1,142 @@
+"""Which kernel serves a recurrent layer, and with which tiles.
+
+Knows sizes and device limits only; no tensor, no Triton.
+"""
+
+import os
+from dataclasses import dataclass
+
+GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "GRU": 3, "LSTM": 4}
+KERNELS = ("step", "sequence", "persistent")
+# Whole-row kernels hold a row of every gate in registers.
+_PERSISTENT_MAX_HIDDEN_FP32 = 512
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a launch may use of a device."""
+
+    multiprocessors: int
+    shared: int  # bytes of shared memory a program may have
+
+
+@dataclass(frozen=True)
+class Problem:
+    mode: str
+    hidden: int
+    width: int  # of h: hidden, or that of the projection
+    batch: int
+    directions: int
+    itemsize: int
+    row_wide: bool  # layer norm or a projection: a step then needs whole rows
+
+    @property
+    def gates(self) -> int:
+        return GATES[self.mode]
+
+    @property
+    def padded_gates(self) -> int:
+        """Gates of a unit side by side in one tile: a power of two."""
+        return 4 if self.gates > 1 else 1
+
+
+@dataclass(frozen=True)
+class Step:
+    BM: int
+    BN: int
+    BK: int
+    num_warps: int
+
+
+@dataclass(frozen=True)
+class Sequence:
+    BM: int
+    BH: int
+    BP: int
+    num_warps: int
+
+
+@dataclass(frozen=True)
+class Persistent:
+    BM: int
+    BN: int
+    KS: int
+    KC: int
+    CHUNKS: int
+    num_warps: int
+
+
+def power_of_two(n: int, least: int = 1) -> int:
+    return max(least, 1 << max(n - 1, 0).bit_length())
+
+
+def step_config(p: Problem) -> Step:
+    """Small batches multiply and reduce (BM < 16), larger ones use tensor cores."""
+    if p.itemsize == 8:
+        return Step(BM=4, BN=16, BK=32, num_warps=4)
+    rows = power_of_two(p.batch) if p.batch <= 4 else min(power_of_two(p.batch, 16), 64)
+    if p.itemsize == 4:
+        return Step(BM=min(rows, 32), BN=32, BK=32, num_warps=4)
+    return Step(BM=rows, BN=32, BK=64, num_warps=4)
+
+
+def rows_config(width: int) -> tuple[int, int, int]:
+    """(BM, BN, warps) of the kernels that hold whole rows."""
+    columns = power_of_two(width, 16)
+    rows = max(1, 1024 // columns)
+    return min(rows, 4), columns, 4 if columns <= 1024 else 8
+
+
+def sequence_config(p: Problem, limits: Limits) -> Sequence | None:
+    if p.itemsize == 8:
+        return None
+    columns, width = power_of_two(p.hidden, 16), power_of_two(p.width, 16)
+    tiles = p.gates + (p.width != p.hidden)
+    weights = tiles * columns * width * p.itemsize
+    operands = 16 * max(columns, width) * p.itemsize * 4
+    largest = 64 if p.itemsize == 4 else 256
+    if max(columns, width) > largest or weights + operands > limits.shared:
+        return None
+    return Sequence(BM=16, BH=columns, BP=width, num_warps=4 if columns <= 64 else 8)
+
+
+def persistent_config(p: Problem, limits: Limits, backward: bool) -> Persistent | None:
+    """Resident weights of BN units; None if they do not fit or the grid is not co-resident."""
+    if p.row_wide or p.itemsize == 8:
+        return None
+    if p.itemsize == 4 and p.hidden > _PERSISTENT_MAX_HIDDEN_FP32:
+        return None
+    gates = p.gates if backward else p.padded_gates
+    # A warp for each slice of K, and as many units as give each thread one element.
+    for units, warps in ((16, 8), (8, 4)):
+        if -(-p.hidden // units) * p.directions > limits.multiprocessors:
+            continue
+        options = []
+        for kc in (128, 64, 32, 16):
+            chunk = warps * kc
+            chunks = -(-p.hidden // chunk)
+            weights = gates * units * chunks * chunk * p.itemsize
+            staged = 16 * chunk * p.itemsize * (2 if backward else 1)
+            sums = warps * 16 * units * (1 if backward else gates) * 4
+            if weights + max(staged, sums) <= limits.shared and chunks <= 8:
+                options.append((chunks * chunk, -kc, Persistent(16, units, warps, kc, chunks, warps)))
+        if options:
+            return min(options, key=lambda option: option[:2])[2]
+    return None
+
+
+def choose(p: Problem, limits: Limits, backward: bool) -> str:
+    """The kernel's name; FASTSEQ_RNN_KERNEL asks for one."""
+    wanted = os.environ.get("FASTSEQ_RNN_KERNEL", "")
+    if wanted and wanted not in KERNELS:
+        raise ValueError(f"FASTSEQ_RNN_KERNEL must be one of {', '.join(KERNELS)}; got {wanted!r}")
+    serves = {
+        "sequence": sequence_config(p, limits) is not None,
+        "persistent": persistent_config(p, limits, backward) is not None,
+        "step": True,
+    }
+    if wanted:
+        if not serves[wanted]:
+            raise RuntimeError(f"FASTSEQ_RNN_KERNEL={wanted}, which cannot serve {p} within {limits}")
+        return wanted
+    return next(name for name, served in serves.items() if served)
