@@ -21,11 +21,9 @@ def _version(package: str) -> str | None:
 
 
 def _why_no_triton() -> str | None:
-    if not kernels.available():
-        return "Triton 3.6 or newer is not installed"
-    if not torch.cuda.is_available():
-        return "no GPU that PyTorch can use"
-    return None
+    if (reason := kernels.reason()) or torch.cuda.is_available():
+        return reason
+    return "no GPU that PyTorch can use"
 
 
 def _serving(operator: str, device: str) -> str:
