@@ -59,8 +59,6 @@ def overview(record: dict, path: Path) -> None:
     for entry in record["results"]:
         if entry["status"] == "ok":
             groups.setdefault(entry["group"], []).append(entry["speedup"])
-    if not groups:
-        return
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8.4, 0.62 + 0.36 * len(groups)))
         means = record["summary"]["groups"]
@@ -121,8 +119,6 @@ def cases(record: dict, path: Path) -> None:
     for entry in record["results"]:
         groups.setdefault(entry["group"], []).append(entry)
     values = [e["speedup"] for e in record["results"] if e["status"] == "ok"]
-    if not values:
-        return
     pages: list[list[tuple[str, dict | None]]] = [[]]
     for group, entries in groups.items():
         if pages[-1] and len(pages[-1]) + len(entries) >= PAGE:

@@ -59,15 +59,17 @@ def write(record: Record, out: Path) -> None:
     """Print the table; write rnn.json, REPORT.md and, with matplotlib, two pictures."""
     out.mkdir(parents=True, exist_ok=True)
     _replace(out / "rnn.json", json.dumps(record, indent=1, default=str) + "\n")
-    _replace(out / "REPORT.md", markdown(record))
     show(record)
+    pictures = bool(record["summary"]["ok"])
     try:
         from . import plot
     except ImportError:
         print("matplotlib is not installed: no pictures")
-    else:
+        pictures = False
+    if pictures:
         plot.overview(record, out / "overview.png")
         plot.cases(record, out / "speedup.png")
+    _replace(out / "REPORT.md", markdown(record, pictures))
     print(f"written: {out}")
 
 
@@ -178,7 +180,7 @@ def show(record: Record) -> None:
         print(text)
 
 
-def markdown(record: Record) -> str:
+def markdown(record: Record, pictures: bool = False) -> str:
     """The same as a page."""
     facts = "\n".join(f"| {k} | {v} |" for k, v in record["machine"].items() if v is not None)
     lines = [f"# Recurrent layers: fastseq against torch, {record['date']}", ""]
@@ -191,6 +193,8 @@ def markdown(record: Record) -> str:
         "same operations take as whole-sequence matrix products through torch, as a share of ours.",
         "",
     ]
+    if pictures:
+        lines += ["![Speed-up of every case](speedup.png)", ""]
     lines += ["| machine | |", "|---|---|", facts, ""]
     group = None
     for entry in record["results"]:
@@ -203,4 +207,7 @@ def markdown(record: Record) -> str:
                 "|---" + "|---:" * (len(COLUMNS) - 1) + "|",
             ]
         lines.append("| " + " | ".join(row(entry)) + " |")
+        if "sample" in entry:
+            spoken = ", ".join(f"{word} → {sounds}" for word, sounds in entry["sample"].items())
+            lines += ["", f"{entry['words']} words, among them: {spoken}."]
     return "\n".join(lines) + "\n"
