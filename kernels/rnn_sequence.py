@@ -96,7 +96,7 @@ def rnn_forward_sequence(
         written = (rows < size) & (outs < P)
         gx = ahead
         start_next, size_next = span(offsets, time_of(s + 1, steps, d == 1), T, B, PACKED)
-        valid_next = (rows < size_next) & (units < H) & (s + 1 < steps)
+        valid_next = (rows < size_next) & (units < H)
         ahead = load_gates(gates, start_next, rows, units, valid_next, d, D, G, H)
 
         fed = h
@@ -150,8 +150,8 @@ def load_saved(
     _, start, size, _, _, start_before, size_before = backward_times(
         s, steps, offsets, d, T, B, PACKED
     )
-    active = (rows < size) & (units < H) & (s < steps)
-    written = (rows < size) & (outs < P) & (s < steps)
+    active = (rows < size) & (units < H)
+    written = (rows < size) & (outs < P)
     out = tl.load(grad_output + ((start + rows) * D + d) * P + outs, mask=written, other=0)
     saved = load_gates(gates, start, rows, units, active, d, D, G, H)
     hn_tile = saved[0]

@@ -1,0 +1,212 @@
+"""``python -m fastseq.kernels.aot``: compiles every Triton kernel for GPUs that need not be there.
+
+Prints registers, shared memory and spills of each; exit 1 on a failed build, a spill over the bound,
+or more shared memory than the target has.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .rnn_dispatch import Limits
+
+# Modules with a function builds(limits) that yields (label, in the quick subset, what launches).
+REGISTRY = ("rnn_builds",)
+# Bytes a thread may spill. Whole rows of small layers in float32 take all registers.
+SPILL_BOUND = 256
+
+
+@dataclass(frozen=True)
+class Target:
+    backend: str
+    arch: int | str
+    warp: int
+    limits: Limits
+
+
+TARGETS = {
+    "sm_80": Target("cuda", 80, 32, Limits(108, 163 * 1024)),
+    "sm_90": Target("cuda", 90, 32, Limits(132, 227 * 1024)),
+    "sm_100": Target("cuda", 100, 32, Limits(148, 227 * 1024)),
+    "gfx942": Target("hip", "gfx942", 64, Limits(304, 64 * 1024)),
+}
+
+
+@dataclass
+class Result:
+    kernel: str
+    target: str
+    case: str
+    dtype: str
+    tile: str
+    warps: int
+    registers: int = 0
+    shared: int = 0
+    spilled: int = 0  # bytes a thread
+    seconds: float = 0.0
+    problem: str = ""
+
+
+def _source(launch: Any) -> Any:
+    """The launch's kernel with its arguments' types and constants, for triton.compile."""
+    import torch
+    import triton
+    from triton.compiler import ASTSource
+
+    names = {
+        torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32",
+        torch.float64: "fp64", torch.int32: "i32", torch.int64: "i64",
+    }  # fmt: skip
+    signature, constants, attributes = {}, {}, {}
+    for i, (param, value) in enumerate(zip(launch.kernel.params, launch.arguments)):
+        if param.is_constexpr or value is None:
+            signature[param.name], constants[param.name] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[param.name] = "*" + names[value.dtype]
+            attributes[(i,)] = [["tt.divisibility", 16]]
+        else:
+            signature[param.name] = param.annotation_type or "i32"
+    assert isinstance(launch.kernel, triton.JITFunction)
+    return ASTSource(launch.kernel, signature, constants, attributes)
+
+
+def _cuobjdump() -> str:
+    import triton.backends.nvidia
+
+    return str(Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump")
+
+
+def _resources(compiled: Any, backend: str) -> tuple[int, int, int]:
+    """Registers and spilled bytes a thread, and shared bytes a program."""
+    if backend == "hip":
+        text = compiled.asm["amdgcn"]
+        read = lambda key: int(re.search(rf"\.{key}:\s+(\d+)", text)[1])  # noqa: E731
+        return read("vgpr_count"), 4 * read("vgpr_spill_count"), read("group_segment_fixed_size")
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [_cuobjdump(), "--dump-resource-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", text).groups()  # type: ignore[union-attr]
+    return int(registers), int(stack), compiled.metadata.shared
+
+
+def _dtype(launch: Any) -> str:
+    tensor = launch.values.get("a", launch.values.get("gates"))
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def build(target_name: str, module: str, index: int) -> list[Result]:
+    """Compiles the kernels of one registered case for one target."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    from .launch import record
+
+    target = TARGETS[target_name]
+    label, _, scan = list(_builds(module, target))[index]
+    with record() as launches:
+        scan()
+    results, seen = [], set()
+    for launch in launches:
+        source = _source(launch)
+        if (key := source.hash()) in seen:
+            continue
+        seen.add(key)
+        options = {**launch.options, "enable_fp_fusion": True}
+        result = Result(
+            launch.kernel.__name__, target_name, label, _dtype(launch), launch.tile,
+            options["num_warps"],
+        )  # fmt: skip
+        start = time.perf_counter()
+        try:
+            compiled = triton.compile(
+                source, target=GPUTarget(target.backend, target.arch, target.warp), options=options
+            )
+            result.registers, result.spilled, result.shared = _resources(compiled, target.backend)
+            if result.shared > target.limits.shared:
+                result.problem = f"shared memory over {target.limits.shared}"
+            elif result.spilled > SPILL_BOUND:
+                result.problem = f"spills over {SPILL_BOUND} bytes"
+        except Exception as failure:
+            result.problem = f"{type(failure).__name__}: {str(failure).strip()[-400:]}"
+        result.seconds = round(time.perf_counter() - start, 2)
+        results.append(result)
+    return results
+
+
+def _builds(module: str, target: Target) -> Any:
+    return importlib.import_module(f".{module}", __package__).builds(target.limits)
+
+
+def _work(job: tuple[str, str, int]) -> list[Result]:
+    return build(*job)
+
+
+def build_all(targets: list[str], jobs: int = 1, quick: bool = False) -> list[Result]:
+    work = [
+        (target, module, index)
+        for target in targets
+        for module in REGISTRY
+        for index, (_, in_quick, _) in enumerate(_builds(module, TARGETS[target]))
+        if in_quick or not quick
+    ]
+    if jobs == 1:
+        return [result for job in work for result in build(*job)]
+    with ProcessPoolExecutor(jobs) as pool:
+        return [result for results in pool.map(_work, work) for result in results]
+
+
+def print_table(results: list[Result]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Triton kernels built ahead of time")
+    for heading in ("kernel", "target", "dtype", "case", "tile"):
+        table.add_column(heading)
+    for heading in ("warps", "regs", "shared", "spills"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    for r in results:
+        table.add_row(
+            r.kernel, r.target, r.dtype, r.case, r.tile, str(r.warps), str(r.registers),
+            str(r.shared), str(r.spilled), f"[red]{r.problem}[/]" if r.problem else "[green]ok[/]",
+        )  # fmt: skip
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m fastseq.kernels.aot", description=__doc__)
+    parser.add_argument("--targets", default=",".join(TARGETS), help="comma-separated")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--quick", action="store_true", help="a subset, for tests")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table there")
+    options = parser.parse_args(arguments)
+    targets = options.targets.split(",")
+    if unknown := set(targets) - set(TARGETS):
+        parser.error(f"unknown targets {', '.join(sorted(unknown))}; known: {', '.join(TARGETS)}")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        parser.error("TRITON_INTERPRET=1 is set: nothing would be compiled")
+    start = time.perf_counter()
+    results = build_all(targets, options.jobs, options.quick)
+    print_table(results)
+    failed = [r for r in results if r.problem]
+    elapsed = time.perf_counter() - start
+    print(f"{len(results)} kernels in {elapsed:.0f} s, {len(failed)} with a problem")
+    if options.json:
+        options.json.write_text(json.dumps([asdict(r) for r in results], indent=1))
+    return 1 if failed or not results else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
