@@ -6,8 +6,10 @@ from pathlib import Path as _Path
 if (_Path(__file__).parent.parent / "setup.py").is_file():
     __path__.append(str(_Path(__file__).parent.parent))
 
-from . import ops
+from . import nn, ops
+from .config import show_config
+from .nn import GRU, LSTM, RNN
 
 __version__ = "0.1.0"
 
-__all__ = ["ops"]
+__all__ = ["GRU", "LSTM", "RNN", "nn", "ops", "show_config"]
