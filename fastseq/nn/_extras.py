@@ -1,7 +1,7 @@
 """What the modules add to torch's: checks of the options, layer-norm parameters, their names."""
 
-import numbers
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch.nn import Module, Parameter
@@ -9,9 +9,9 @@ from torch.nn import Module, Parameter
 SERVED_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def probability(name: str, value: float) -> float:
+def probability(name: str, value: object) -> float:
     """``value`` as a float in [0, 1), else ValueError."""
-    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 <= value < 1:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1:
         raise ValueError(f"{name} should be a number in range [0, 1), got {value!r}")
     return float(value)
 
@@ -42,8 +42,8 @@ def norm_names(mode: str, suffix: str = "") -> list[str]:
     return [name + suffix for name in names]
 
 
-def add_norms(module: Module, names: list[str], like: Parameter, hidden_size: int) -> None:
-    """Registers γ = 1 and β = 0; those of the gates are as long as ``like`` has rows."""
+def add_norms(module: Module, names: list[str], like: Any, hidden_size: int) -> None:
+    """Registers γ = 1 and β = 0; those of the gates are as long as the weight ``like`` has rows."""
     for name in names:
         size = hidden_size if "_cell" in name else like.shape[0]
         module.register_parameter(name, Parameter(like.new_empty(size)))

@@ -6,14 +6,15 @@ raises torch's exception or computes.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from ..ops import rnn_layer
 from ..ops.packing import packing
+from ..ops.rnn import rnn_layer
 from . import _dynamo, _extras
 
 _OPTIONS = ("layer_norm", "zoneout", "recurrent_dropout", "recompute")
@@ -45,7 +46,7 @@ class _Recurrent(torch.nn.RNNBase):
         self.recurrent_dropout = _extras.probability("recurrent_dropout", recurrent_dropout)
         self.recompute = _extras.flag("recompute", recompute)
         if layer_norm:
-            _extras.add_norms(self, self._norm_names(), self.weight_ih_l0, self.hidden_size)
+            _extras.add_norms(self, self._norm_names(), self._flat_weights[0], self.hidden_size)
 
     def _norm_names(self, layer: int | None = None) -> list[str]:
         """Layer-norm parameters of one layer or of all, one direction after the other."""
@@ -140,8 +141,8 @@ class _Recurrent(torch.nn.RNNBase):
         if hx is not None:
             states = _permute(states, order)
         output, states = self._layers(data, batch_sizes, states, weights)
-        output = PackedSequence(output, batch_sizes, order, restore)
-        return output, self._join(_permute(states, restore))
+        packed = PackedSequence(output, batch_sizes, order, restore)
+        return packed, self._join(_permute(states, restore))
 
     def _split(self, hx) -> States:
         """``hx`` as a tuple of tensors; empty if it is something else."""
@@ -162,7 +163,7 @@ class _Recurrent(torch.nn.RNNBase):
             for size in sizes
         )
 
-    def _current_weights(self) -> list[Tensor | None]:
+    def _current_weights(self) -> list[Any]:
         """Weights in torch's flat order, whoever replaced them since construction.
 
         Parameters are looked up where they live; where one is computed (parametrizations) or set as
@@ -183,7 +184,7 @@ class _Recurrent(torch.nn.RNNBase):
         self,
         input: Tensor,
         states: States,
-        weights: Sequence[Tensor | None],
+        weights: list[Any],
         batch: int,
         batched_dims: int = 3,
     ) -> bool:
@@ -215,8 +216,8 @@ class _Recurrent(torch.nn.RNNBase):
         options = _extras.options_repr(self, _OPTIONS)
         if lengths is not None or options:
             raise TypeError(
-                f"lengths= and the options of {type(self).__name__} beyond torch's need strided input, "
-                f"states and parameters of one dtype out of {_extras.SERVED_DTYPES}"
+                f"lengths= and the options of {type(self).__name__} beyond torch's need strided "
+                f"input, states and parameters of one dtype out of {_extras.SERVED_DTYPES}"
             )
         return result
 
@@ -225,7 +226,7 @@ class _Recurrent(torch.nn.RNNBase):
         rows: Tensor,
         batch_sizes: Tensor | None,
         states: States,
-        weights: Sequence[Tensor | None],
+        weights: list[Any],
     ) -> tuple[Tensor, States]:
         """All layers over packed rows (N, I): rows (N, D·P) and the final states."""
         directions = 2 if self.bidirectional else 1
