@@ -8,8 +8,23 @@ if (_Path(__file__).parent.parent / "setup.py").is_file():
 
 from . import nn, ops
 from .config import show_config
-from .nn import GRU, LSTM, RNN
+from .nn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from .patch import PatchReport, patch, patch_torch, unpatch
 
 __version__ = "0.1.0"
 
-__all__ = ["GRU", "LSTM", "RNN", "nn", "ops", "show_config"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "GRUCell",
+    "LSTMCell",
+    "PatchReport",
+    "RNNCell",
+    "nn",
+    "ops",
+    "patch",
+    "patch_torch",
+    "show_config",
+    "unpatch",
+]

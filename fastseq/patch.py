@@ -1,4 +1,4 @@
-"""Puts fastseq's modules in place of torch's: in a model that exists, or in torch.nn's own names."""
+"""Puts fastseq's modules in place of torch's: in an existing model, or in torch.nn's own names."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,7 +52,7 @@ def patch(model: torch.nn.Module) -> PatchReport:
 
 
 def unpatch(model: torch.nn.Module) -> PatchReport:
-    """Turns fastseq's modules in ``model`` back into torch's, in place, where torch has the like."""
+    """Turns fastseq's modules in ``model`` into torch's, in place, where torch has the like."""
     return _turn(model, {ours: theirs for theirs, ours in COUNTERPARTS.items()})
 
 
@@ -104,7 +104,7 @@ def _why_not(module: torch.nn.Module, classes: dict) -> str | None:
         return f"already {kind.__module__}.{kind.__qualname__}"
     for theirs in classes:
         if isinstance(module, theirs):
-            return f"{kind.__module__}.{kind.__qualname__} is a class of its own, not {theirs.__name__}"
+            return f"{kind.__module__}.{kind.__qualname__} may differ from its base class"
     if kind.__module__.startswith("torch.ao.") and "quant" in kind.__module__:
         return "quantized" if kind.__name__ in {c.__name__ for c in classes} else None
     return None
