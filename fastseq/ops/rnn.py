@@ -9,17 +9,13 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ..reference import rnn as reference
 from .rnn_layer import LN_EPS, backward, forward, input_bias, recurrent_mask, scan_bias, split_ln
+from .traced import is_traced, plain_autograd_only
 from .vmap import loop_over, vmap_layer
 
 _library = torch.library.Library("fastseq", "FRAGMENT")
-_FUNCTORCH_GRADIENTS = (
-    torch._C._functorch.TransformType.Grad,
-    torch._C._functorch.TransformType.Jvp,
-)
 _PARAMETERS = (
     "Tensor input, Tensor? batch_sizes, Tensor h0, Tensor? c0, Tensor[] w_ih, Tensor[] w_hh, "
     "Tensor[] b_ih, Tensor[] b_hh, Tensor[] w_hr, Tensor[] ln, Tensor? seed"
@@ -83,15 +79,6 @@ def _unflatten(flat: Sequence, lengths: Sequence[int]) -> list[list]:
     return parts
 
 
-def _is_traced() -> bool:
-    """Whether a compiler, a transform or a dispatch mode looks at the operators that run."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._len_torch_dispatch_stack() > 0
-    )
-
-
 def _save(ctx, states, lists, seed, options, results) -> None:
     """Keeps what the gradients need; ``states`` are input, batch_sizes, h0, c0."""
     output, _, _, *saved = results
@@ -105,7 +92,7 @@ def _gradients(ctx, grads) -> tuple[list[Tensor | None], list[Tensor | None]]:
     output, gates, cells, hn, input, batch_sizes, h0, c0, seed, *weights = ctx.saved_tensors
     need_input, need_weights = input.requires_grad, any(w.requires_grad for w in weights)
     # The operator can be traced and is differentiable again; the plain function is quicker.
-    registered = torch.is_grad_enabled() or _is_traced()
+    registered = torch.is_grad_enabled() or is_traced()
     op = torch.ops.fastseq.rnn_layer_backward if registered else backward
     of_input, of_h0, of_c0, *of_weights = op(
         *grads, output, gates, cells, hn, input, batch_sizes, h0, c0,
@@ -253,16 +240,6 @@ torch.library.register_vmap(
 )
 
 
-def _plain_autograd_only() -> bool:
-    """Whether forward-mode or a torch.func gradient is active: custom operators carry neither."""
-    if torch.compiler.is_compiling():
-        return False
-    if forward_ad._current_level >= 0:
-        return True
-    stack = torch._C._functorch.get_interpreter_stack()
-    return bool(stack) and any(level.key() in _FUNCTORCH_GRADIENTS for level in stack)
-
-
 def rnn_layer(
     input: Tensor,
     batch_sizes: Tensor | None,
@@ -305,7 +282,7 @@ def rnn_layer(
     """
     if seed is None and training and (recurrent_dropout > 0 or max(zoneout) > 0):
         seed = torch.randint(2**62, (), dtype=torch.int64)
-    if _plain_autograd_only():
+    if plain_autograd_only():
         return _differentiable_layer(
             input, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, ln, seed,
             mode, list(zoneout), recurrent_dropout, training, recompute,
@@ -323,7 +300,7 @@ def rnn_layer(
     save = torch.is_grad_enabled() and any(x.requires_grad for x in (*states, *weights))
     options = (mode, list(zoneout), recurrent_dropout, training, recompute)
     lists = (w_ih, w_hh, b_ih, b_hh, w_hr, ln)
-    if _is_traced():
+    if is_traced():
         output, h_n, c_n, *_ = torch.ops.fastseq.rnn_layer(
             input, batch_sizes, h0, c0, *lists, seed, *options, save
         )

@@ -46,7 +46,7 @@ def test_opcheck(mode: str, extras: bool) -> None:
     args = arguments(mode, layer_norm=extras, masked=extras, packed=extras)
     for save in (False, True):
         # test_aot_dispatch_dynamic is left out: torch's functionalization of an operator that
-        # mutates has a parameter `mode` of its own and meets ours. The layer hides the scan from it.
+        # mutates has a parameter `mode` of its own and meets ours. The layer hides the scan.
         opcheck(
             torch.ops.fastseq.rnn_scan.default,
             args,

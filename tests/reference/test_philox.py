@@ -27,7 +27,10 @@ def test_dropout_mask(probability: float) -> None:
     like = torch.empty(3, 211, 157)
     mask = dropout_mask(1234567890123, like, probability)
     kept = (mask != 0).double().mean()
-    assert abs(kept - (1 - probability)) < 5 * (probability * (1 - probability) / mask.numel()) ** 0.5 + 1e-12
+    assert (
+        abs(kept - (1 - probability))
+        < 5 * (probability * (1 - probability) / mask.numel()) ** 0.5 + 1e-12
+    )
     if probability < 1:
         torch.testing.assert_close(mask[mask != 0].unique(), torch.tensor([1 / (1 - probability)]))
     assert torch.equal(mask, dropout_mask(1234567890123, like, probability))

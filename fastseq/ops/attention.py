@@ -1,0 +1,257 @@
+"""Attention as differentiable operators; no kernel holds a (queries, keys) matrix.
+
+``fastseq::attention_forward``, ``attention_backward`` and ``attention_decode`` run in C++ on the
+CPU, in Triton on CUDA, and in plain PyTorch (``fastseq.reference.attention``, which also states the
+maths) elsewhere. Shapes: q (B, Hq, Sq, D), k (B, Hk, Sk, D), v (B, Hk, Sk, Dv).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _extension, kernels
+from ..reference import attention as reference
+from ..reference.rnn import accumulate_dtype
+from .traced import plain_autograd_only
+from .vmap import loop_over
+
+_library = torch.library.Library("fastseq", "FRAGMENT")
+_CONTEXT = (
+    "Tensor? mask, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? alibi_slopes, Tensor? seed"
+)
+_OPTIONS = (
+    "float scale, int window_left, int window_right, bool bottom_right, float softcap, "
+    "float dropout_p, int max_seqlen_q, int max_seqlen_k"
+)
+_library.define(
+    f"attention_forward(Tensor q, Tensor k, Tensor v, {_CONTEXT}, {_OPTIONS}) "
+    "-> (Tensor out, Tensor lse)"
+)
+_library.define(
+    "attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, "
+    f"Tensor out, Tensor lse, {_CONTEXT}, {_OPTIONS}, bool need_mask) "
+    "-> (Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_mask)"
+)
+_library.define(
+    "attention_decode(Tensor q, Tensor k_cache, Tensor v_cache, Tensor cache_seqlens, "
+    "Tensor? block_table, Tensor? alibi_slopes, float scale, int window_left, int window_right, "
+    "float softcap) -> (Tensor out, Tensor lse)"
+)
+_NUM_OPTIONS = 8
+
+
+def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *context: Any) -> tuple[Tensor, Tensor]:
+    out = q.new_empty(*q.shape[:3], v.shape[3])
+    return reference.like_layout(out, q), q.new_empty(q.shape[:3], dtype=accumulate_dtype(q.dtype))
+
+
+def _fake_backward(
+    grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    mask, need_mask = rest[2], rest[-1]
+    laid = [reference.like_layout(torch.empty_like(x), x) for x in (q, k, v)]
+    return (*laid, mask.new_empty(mask.shape) if need_mask else q.new_empty(0))
+
+
+def _fake_decode(q: Tensor, k_cache: Tensor, v_cache: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return _fake_forward(q, k_cache, v_cache)
+
+
+for _name, _implementation, _fake in (
+    ("attention_forward", reference.attention_forward, _fake_forward),
+    ("attention_backward", reference.attention_backward, _fake_backward),
+    ("attention_decode", reference.attention_decode, _fake_decode),
+):
+    _library.impl(_name, _implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fastseq::{_name}", _fake, lib=_library)
+    if kernels.available() and hasattr(kernels, _name):
+        _library.impl(_name, getattr(kernels, _name), "CUDA")
+_extension.load()
+
+_forward = torch.ops.fastseq.attention_forward.default
+_backward = torch.ops.fastseq.attention_backward.default
+
+
+def _save(ctx, arguments, results) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.options = arguments[-_NUM_OPTIONS:]
+    ctx.save_for_backward(*arguments[:-_NUM_OPTIONS], *results)
+
+
+def _gradients(ctx, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple:
+    q, k, v, mask, *context, out, lse = ctx.saved_tensors
+    if grad_out is None:
+        grad_out = torch.zeros_like(out)
+    need_mask = mask is not None and mask.requires_grad
+    *grads, grad_mask = _backward(
+        grad_out, grad_lse, q, k, v, out, lse, mask, *context, *ctx.options, need_mask
+    )
+    return (*grads, grad_mask if need_mask else None, *[None] * (4 + _NUM_OPTIONS))
+
+
+def _setup_forward(ctx, inputs, output) -> None:
+    _save(ctx, inputs, output)
+
+
+def _setup_backward(ctx, inputs, output) -> None:
+    *tensors, ctx.need_mask = inputs
+    ctx.set_materialize_grads(False)
+    ctx.options = tensors[-_NUM_OPTIONS:]
+    ctx.save_for_backward(*tensors[:-_NUM_OPTIONS])
+
+
+def _second_gradients(ctx, *grad_gradients: Tensor | None) -> tuple:
+    """Gradients of the gradients: differentiate twice through the plain PyTorch attention."""
+    grad_out, grad_lse, q, k, v, _out, _lse, mask, *context = ctx.saved_tensors
+    floating_mask = mask is not None and mask.is_floating_point()
+    with torch.enable_grad():
+        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+        bias = mask.detach().requires_grad_() if floating_mask else mask
+        upstream = [
+            None if g is None else g.detach().requires_grad_() for g in (grad_out, grad_lse)
+        ]
+        results = _plain(*leaves, bias, *context, *ctx.options)
+        variables = [*leaves, bias] if floating_mask else leaves
+        pairs = [(y, g) for y, g in zip(results, upstream) if g is not None]
+        first = torch.autograd.grad(
+            [y for y, _ in pairs],
+            variables,
+            [g for _, g in pairs],
+            create_graph=True,
+            materialize_grads=True,
+        )
+        chosen = [
+            (f, g)
+            for f, g in zip(first, grad_gradients)
+            if g is not None and f.shape == g.shape and f.requires_grad
+        ]
+        inputs = [g for g in upstream if g is not None] + variables
+        second = iter(
+            torch.autograd.grad(
+                [f for f, _ in chosen], inputs, [g for _, g in chosen], allow_unused=True
+            )
+            if chosen
+            else [None] * len(inputs)
+        )
+    of_upstream = [None if g is None else next(second) for g in upstream]
+    of_leaves = [next(second) for _ in leaves]
+    of_mask = next(second) if floating_mask else None
+    return (*of_upstream, *of_leaves, None, None, of_mask, *[None] * (5 + _NUM_OPTIONS))
+
+
+def _plain(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    alibi_slopes: Tensor | None,
+    seed: Tensor | None,
+    *options: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attention in plain differentiable PyTorch."""
+    full = reference.Options(*options, seed=0 if seed is None else int(seed))
+    return reference.attend(q, k, v, mask, cu_seqlens_q, cu_seqlens_k, alibi_slopes, full)
+
+
+torch.library.register_autograd(
+    "fastseq::attention_forward", _gradients, setup_context=_setup_forward, lib=_library
+)
+torch.library.register_autograd(
+    "fastseq::attention_backward", _second_gradients, setup_context=_setup_backward, lib=_library
+)
+for _name in ("attention_forward", "attention_backward", "attention_decode"):
+    torch.library.register_vmap(
+        f"fastseq::{_name}", loop_over(getattr(torch.ops.fastseq, _name)), lib=_library
+    )
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    window: tuple[int, int] = (-1, -1),
+    bottom_right: bool = False,
+    softcap: float = 0.0,
+    dropout_p: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    seed: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """softmax(scale·q·kᵀ + …)·v without the matrix of scores.
+
+    Args:
+        q: (B, Hq, Sq, D); k: (B, Hk, Sk, D); v: (B, Hk, Sk, Dv). Any strides whose last is 1. Hk
+            divides Hq: query head h reads key head h // (Hq / Hk).
+        mask: bool (True takes part) or floating (added), four dimensions, each full or 1.
+        scale: of q·k; 1/√D by default.
+        window: how many keys to the left and right of its own a query sees; -1 for all. Causal is
+            (-1, 0). A query's own key is the one of its index, or, ``bottom_right``, the one as far
+            from the last key as the query from the last query.
+        softcap: s becomes softcap·tanh(s/softcap); 0 for none.
+        alibi_slopes: (Hq,) or (B, Hq); the score loses slope·|distance|, bottom-right.
+        cu_seqlens_q, cu_seqlens_k: (B+1,) int32 bounds of the sequences in one packed row of tokens
+            (then q is (1, Hq, total, D)), with max_seqlen_q and max_seqlen_k.
+        dropout_p: of the weights, by counters from ``seed`` (int64 CPU scalar, drawn if None).
+
+    Returns:
+        out (B, Hq, Sq, Dv) and the log-sum-exp of the scores (B, Hq, Sq). A query that sees no key
+        gets zeros, and -inf.
+    """
+    device = q.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        q, k, v = (x.to(dtype) if x.dtype != torch.float64 else x for x in (q, k, v))
+    if dropout_p > 0 and seed is None:
+        seed = torch.randint(2**62, (), dtype=torch.int64)
+    options = (
+        q.shape[-1] ** -0.5 if scale is None else scale,
+        *window,
+        bottom_right,
+        softcap,
+        dropout_p,
+        q.shape[2] if max_seqlen_q is None else max_seqlen_q,
+        k.shape[2] if max_seqlen_k is None else max_seqlen_k,
+    )
+    context = (mask, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed)
+    if plain_autograd_only():
+        return _plain(q, k, v, *context, *options)
+    return _forward(q, k, v, *context, *options)
+
+
+def attention_decode(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    cache_seqlens: Tensor,
+    block_table: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    window: tuple[int, int] = (-1, 0),
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Attention of the last few tokens of each sequence against its cache; not differentiable.
+
+    Args:
+        q: (B, Hq, Sq, D), the last Sq tokens of each sequence, already in the cache.
+        k_cache, v_cache: (B, Hk, capacity, D), or, with ``block_table``, pages (blocks, Hk,
+            block_size, D).
+        cache_seqlens: (B,) int32, tokens in each cache.
+        block_table: (B, max_blocks) int32, the pages of each sequence in order.
+
+    Returns:
+        out (B, Hq, Sq, Dv) and the log-sum-exp (B, Hq, Sq).
+    """
+    return torch.ops.fastseq.attention_decode(
+        q, k_cache, v_cache, cache_seqlens, block_table, alibi_slopes,
+        q.shape[-1] ** -0.5 if scale is None else scale, *window, softcap,
+    )  # fmt: skip

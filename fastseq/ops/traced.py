@@ -1,0 +1,31 @@
+"""Who looks at the operators that run."""
+
+import torch
+from torch.autograd import forward_ad
+
+_FUNCTORCH_GRADIENTS = (
+    torch._C._functorch.TransformType.Grad,
+    torch._C._functorch.TransformType.Jvp,
+)
+
+
+def is_traced() -> bool:
+    """Whether a compiler, a transform or a dispatch mode looks at the operators that run.
+
+    Only then must a call go through the registered operator; else the plain function is quicker.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
+def plain_autograd_only() -> bool:
+    """Whether forward-mode or a torch.func gradient is active: custom operators carry neither."""
+    if torch.compiler.is_compiling():
+        return False
+    if forward_ad._current_level >= 0:
+        return True
+    stack = torch._C._functorch.get_interpreter_stack()
+    return bool(stack) and any(level.key() in _FUNCTORCH_GRADIENTS for level in stack)

@@ -1,0 +1,283 @@
+"""Scaled dot-product attention in plain PyTorch: the maths that the fused kernels implement.
+
+Shapes: queries (B, Hq, Sq, D), keys (B, Hk, Sk, D), values (B, Hk, Sk, Dv); query head h reads key
+head h // (Hq / Hk). Variable length: one batch row holding all tokens, cut by ``cu_seqlens``.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .philox import philox, threshold
+from .rnn import accumulate_dtype
+
+
+class Options(NamedTuple):
+    """What a score is besides q·k: the same for every backend."""
+
+    scale: float
+    window_left: int = -1
+    window_right: int = -1
+    bottom_right: bool = False
+    softcap: float = 0.0
+    dropout_p: float = 0.0
+    max_seqlen_q: int = 0
+    max_seqlen_k: int = 0
+    seed: int = 0
+
+
+def allowed(sq: int, sk: int, options: Options, device: torch.device) -> Tensor | None:
+    """Which keys a query may see by the window, (Sq, Sk); None where all."""
+    if options.window_left < 0 and options.window_right < 0:
+        return None
+    offset = sk - sq if options.bottom_right else 0
+    distance = torch.arange(sk, device=device) - torch.arange(sq, device=device)[:, None] - offset
+    inside = torch.ones_like(distance, dtype=torch.bool)
+    if options.window_right >= 0:
+        inside &= distance <= options.window_right
+    if options.window_left >= 0:
+        inside &= distance >= -options.window_left
+    return inside
+
+
+def dropout_factors(
+    batch: range, heads: int, sq: int, sk: int, options: Options, device: torch.device
+) -> Tensor:
+    """0 or 1/(1-p) for every weight, (len(batch), Hq, Sq, Sk): four keys share a counter."""
+    if options.dropout_p >= 1:
+        return torch.zeros(len(batch), heads, sq, sk, device=device)
+    quads = -(-options.max_seqlen_k // 4)
+    row = torch.tensor(list(batch), device=device)[:, None] * heads + torch.arange(
+        heads, device=device
+    )
+    row = row[..., None] * options.max_seqlen_q + torch.arange(sq, device=device)
+    counter = row[..., None] * quads + torch.arange(-(-sk // 4), device=device)
+    words = torch.stack(philox(options.seed, counter, stream=2), -1).flatten(-2)[..., :sk]
+    return (words >= threshold(options.dropout_p)).float() / (1 - options.dropout_p)
+
+
+def raw_scores(q: Tensor, k: Tensor, options: Options) -> Tensor:
+    """scale·q·kᵀ after the softcap, (B, Hq, Sq, Sk), of expanded heads."""
+    s = options.scale * (q @ k.mT)
+    return options.softcap * torch.tanh(s / options.softcap) if options.softcap > 0 else s
+
+
+def masked_scores(
+    s: Tensor, mask: Tensor | None, alibi_slopes: Tensor | None, options: Options
+) -> Tensor:
+    """With what is added; -inf where a key may not be seen."""
+    sq, sk = s.shape[-2:]
+    if alibi_slopes is not None:
+        slopes = alibi_slopes.to(s.dtype).view(-1, s.shape[1], 1, 1)
+        i, j = torch.arange(sq, device=s.device)[:, None], torch.arange(sk, device=s.device)
+        s = s - slopes * (i + sk - sq - j).abs()
+    if mask is not None:
+        boolean = mask.dtype == torch.bool
+        s = s.masked_fill(~mask, -torch.inf) if boolean else s + mask.to(s.dtype)
+    inside = allowed(sq, sk, options, s.device)
+    return s if inside is None else s.masked_fill(~inside, -torch.inf)
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    alibi_slopes: Tensor | None,
+    options: Options,
+) -> tuple[Tensor, Tensor]:
+    """Differentiable attention, computed in the accumulation type: (out, lse)."""
+    if cu_seqlens_q is None:
+        return _attend(q, k, v, mask, alibi_slopes, options, range(q.shape[0]))
+    parts = [
+        _attend(q[:, :, at_q], k[:, :, at_k], v[:, :, at_k], None, slopes, options, range(b, b + 1))
+        for b, (at_q, at_k, slopes) in enumerate(_cut(cu_seqlens_q, cu_seqlens_k, alibi_slopes))
+    ]
+    outs, lses = zip(*parts)
+    return torch.cat(outs, 2), torch.cat(lses, 2)
+
+
+def _cut(
+    cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, alibi_slopes: Tensor | None
+) -> Iterator[tuple[slice, slice, Tensor | None]]:
+    """For each sequence, where its queries and keys stand, and its slopes."""
+    bounds_q, bounds_k = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
+    for b, (at_q, at_k) in enumerate(zip(pairwise(bounds_q), pairwise(bounds_k))):
+        of_batch = alibi_slopes is not None and alibi_slopes.dim() == 2
+        yield slice(*at_q), slice(*at_k), alibi_slopes[b] if of_batch else alibi_slopes
+
+
+def _expand(x: Tensor, heads: int) -> Tensor:
+    """Key or value heads, one for each query head, in the accumulation type."""
+    groups = heads // x.shape[1] if x.shape[1] else 1
+    return x.to(accumulate_dtype(x.dtype)).repeat_interleave(groups, 1)
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    alibi_slopes: Tensor | None,
+    options: Options,
+    batch: range,
+) -> tuple[Tensor, Tensor]:
+    heads, wide_v = q.shape[1], _expand(v, q.shape[1])
+    s = raw_scores(q.to(wide_v.dtype), _expand(k, heads), options)
+    s = masked_scores(s, mask, alibi_slopes, options)
+    if s.shape[-1] == 0:
+        return (s @ wide_v).to(q.dtype), s.new_full(s.shape[:-1], -torch.inf)
+    blind = (s == -torch.inf).all(-1, keepdim=True)
+    lse = torch.logsumexp(s.masked_fill(blind, 0), -1, keepdim=True)
+    p = torch.exp(s - lse)
+    if options.dropout_p > 0:
+        p = p * dropout_factors(batch, heads, *s.shape[-2:], options, q.device).to(p.dtype)
+    lse = lse.masked_fill(blind, -torch.inf).squeeze(-1)
+    return (p @ wide_v).to(q.dtype), lse
+
+
+def _attend_backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lse: Tensor,
+    mask: Tensor | None,
+    alibi_slopes: Tensor | None,
+    options: Options,
+    batch: range,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v, and of the masked scores, from the log-sum-exp."""
+    heads = q.shape[1]
+    wide_q, wide_k, wide_v = q.to(lse.dtype), _expand(k, heads), _expand(v, heads)
+    raw = raw_scores(wide_q, wide_k, options)
+    lse = lse.masked_fill(lse == -torch.inf, torch.inf).unsqueeze(-1)
+    p = torch.exp(masked_scores(raw, mask, alibi_slopes, options) - lse)
+    grad_out = grad_out.to(p.dtype)
+    dp, dropped = grad_out @ wide_v.mT, p
+    if options.dropout_p > 0:
+        kept = dropout_factors(batch, heads, *p.shape[-2:], options, q.device).to(p.dtype)
+        dp, dropped = dp * kept, p * kept
+    along = -(p * dp).sum(-1, keepdim=True)
+    if grad_lse is not None:
+        along = along + grad_lse.to(p.dtype).unsqueeze(-1)
+    grad_scores = p * (dp + along)
+    ds = grad_scores * options.scale
+    if options.softcap > 0:
+        ds = ds * (1 - (raw / options.softcap) ** 2)
+
+    def of_key_heads(grad: Tensor, x: Tensor) -> Tensor:
+        return (
+            grad.unflatten(1, (x.shape[1], -1)).sum(2).to(x.dtype)
+            if grad.numel()
+            else grad.new_zeros(x.shape).to(x.dtype)
+        )
+
+    return (
+        (ds @ wide_k).to(q.dtype),
+        of_key_heads(ds.mT @ wide_q, k),
+        of_key_heads(dropped.mT @ grad_out, v),
+        grad_scores,
+    )
+
+
+def attention_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    alibi_slopes: Tensor | None,
+    seed: Tensor | None,
+    *options: Any,
+) -> tuple[Tensor, Tensor]:
+    """``fastseq::attention_forward``; the options are those of ``Options``, in order."""
+    full = Options(*options, seed=0 if seed is None else int(seed))
+    out, lse = attend(q, k, v, mask, cu_seqlens_q, cu_seqlens_k, alibi_slopes, full)
+    return like_layout(out, q), lse.contiguous()
+
+
+def like_layout(out: Tensor, q: Tensor) -> Tensor:
+    """``out`` (B, H, S, Dv) in memory as ``q`` is: tokens before heads where q's are."""
+    if q.stride(1) < q.stride(2):
+        return out.transpose(1, 2).contiguous().transpose(1, 2)
+    return out.contiguous()
+
+
+def attention_backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    mask: Tensor | None,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    alibi_slopes: Tensor | None,
+    seed: Tensor | None,
+    *options: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``fastseq::attention_backward``; the last option is whether the mask's gradient is wanted."""
+    *options, need_mask = options
+    full = Options(*options, seed=0 if seed is None else int(seed))
+    if cu_seqlens_q is None:
+        *grads, grad_scores = _attend_backward(
+            grad_out, grad_lse, q, k, v, lse, mask, alibi_slopes, full, range(q.shape[0])
+        )
+        grad_mask = grad_scores.sum_to_size(mask.shape).to(mask.dtype) if need_mask else None
+    else:
+        grads, grad_mask = [torch.zeros_like(x) for x in (q, k, v)], None
+        for b, (at_q, at_k, slopes) in enumerate(_cut(cu_seqlens_q, cu_seqlens_k, alibi_slopes)):
+            upstream = None if grad_lse is None else grad_lse[:, :, at_q]
+            parts = _attend_backward(
+                grad_out[:, :, at_q], upstream, q[:, :, at_q], k[:, :, at_k], v[:, :, at_k],
+                lse[:, :, at_q], None, slopes, full, range(b, b + 1),
+            )  # fmt: skip
+            for grad, part, at in zip(grads, parts, (at_q, at_k, at_k)):
+                grad[:, :, at] = part
+    laid = [like_layout(g, x) for g, x in zip(grads, (q, k, v))]
+    return (*laid, q.new_empty(0) if grad_mask is None else grad_mask.contiguous())
+
+
+def attention_decode(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    cache_seqlens: Tensor,
+    block_table: Tensor | None,
+    alibi_slopes: Tensor | None,
+    scale: float,
+    window_left: int,
+    window_right: int,
+    softcap: float,
+) -> tuple[Tensor, Tensor]:
+    """``fastseq::attention_decode``: a few queries at the end of each cached sequence."""
+    outs, lses = [], []
+    for b, length in enumerate(cache_seqlens.tolist()):
+        if block_table is None:
+            k, v = k_cache[b, :, :length], v_cache[b, :, :length]
+        else:
+            pages = block_table[b, : -(-length // k_cache.shape[2])].long()
+            k, v = (
+                cache[pages].transpose(0, 1).flatten(1, 2)[:, :length]
+                for cache in (k_cache, v_cache)
+            )
+        slopes = (
+            alibi_slopes[b]
+            if alibi_slopes is not None and alibi_slopes.dim() == 2
+            else alibi_slopes
+        )
+        options = Options(scale, window_left, window_right, True, softcap)
+        out, lse = _attend(q[b : b + 1], k[None], v[None], None, slopes, options, range(1))
+        outs.append(out)
+        lses.append(lse)
+    return torch.cat(outs), torch.cat(lses)
