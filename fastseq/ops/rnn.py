@@ -288,7 +288,7 @@ def rnn_layer(
             mode, list(zoneout), recurrent_dropout, training, recompute,
         )  # fmt: skip
     device = input.device.type
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         cast = lambda x: x.to(dtype) if x.dtype != torch.float64 else x  # noqa: E731
         input, h0, c0 = cast(input), cast(h0), None if c0 is None else cast(c0)
