@@ -18,6 +18,8 @@ def probability(name: str, value: object) -> float:
 
 def zoneout_pair(value: float | Sequence[float], mode: str) -> tuple[float, float]:
     """Zoneout of h and of c. One number goes for both; a pair only an LSTM can take."""
+    if value == 0:  # a constant, that torch.compile would otherwise make an input of the graph
+        return 0.0, 0.0
     if isinstance(value, (tuple, list)):
         if mode != "LSTM" or len(value) != 2:
             raise ValueError(
@@ -32,6 +34,10 @@ def flag(name: str, value: bool) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
     return value
+
+
+def autocasting(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def norm_names(mode: str, suffix: str = "") -> list[str]:

@@ -82,7 +82,7 @@ class _Cell(torch.nn.RNNCellBase):
             if c is not None:
                 c = c.unsqueeze(0) if batched else c.view(1, 1, hidden)
         weights = (w_ih, w_hh) if b_ih is None else (w_ih, w_hh, b_ih, b_hh)
-        mixed = torch.is_autocast_enabled(input.device.type)
+        mixed = _extras.autocasting(input.device.type)
         if not _same(input, (h, *weights) if c is None else (h, c, *weights), mixed):
             return None
         if input.shape[1] != self.input_size or hidden == 0:

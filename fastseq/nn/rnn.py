@@ -134,7 +134,7 @@ class _Recurrent(torch.nn.RNNBase):
     def _forward_packed(self, input: PackedSequence, hx):
         data, batch_sizes, order, restore = input
         weights = self._current_weights()
-        batch = int(batch_sizes[0])
+        batch = int(batch_sizes[0]) if order is None else order.shape[0]
         states = self._zeros(data, batch) if hx is None else self._split(hx)
         if not self._serves(data, states, weights, batch, batched_dims=2):
             return self._by_torch(input, hx)
@@ -193,7 +193,7 @@ class _Recurrent(torch.nn.RNNBase):
         count = self.num_layers * (2 if self.bidirectional else 1)
         widths = (self.proj_size or self.hidden_size, self.hidden_size)
         # Autocast converts all but float64.
-        mixed = dtype != torch.float64 and torch.is_autocast_enabled(device.type)
+        mixed = dtype != torch.float64 and _extras.autocasting(device.type)
         wanted = _extras.SERVED_DTYPES[:3] if mixed else (dtype,)
         return (
             bool(states)
@@ -250,7 +250,7 @@ class _Recurrent(torch.nn.RNNBase):
                 [getattr(self, name) for name in self._norm_names(layer)],
                 mode=self.mode,
                 zoneout=zoneout,
-                recurrent_dropout=self.recurrent_dropout,
+                recurrent_dropout=self.recurrent_dropout or 0.0,
                 training=self.training,
                 recompute=self.recompute,
             )
@@ -270,7 +270,7 @@ class _Recurrent(torch.nn.RNNBase):
         to the state in its own.
         """
         state = states[-1]
-        if state.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        if state.device.type != "cpu" or not _extras.autocasting("cpu"):
             return None
         if self.mode == "GRU" or (self.mode == "LSTM" and (packed or self.proj_size)):
             return state.dtype
