@@ -112,7 +112,7 @@ def row(entry: Entry) -> tuple[str, ...]:
         entry["case"],
         _milliseconds(times["fastseq"]["median"]),
         f"{_milliseconds(times[other]['median'])}{' (loop)' if other == 'loop' else ''}",
-        f"{entry['speedup']:.2f}×",
+        f"{'~' if entry['noisy'] else ''}{entry['speedup']:.2f}×",
         f"{entry['gflops']:.1f}",
         f"{entry['floor_percent']:.0f}",
         f"{entry['gb_s']:.1f}",
@@ -138,6 +138,10 @@ def summary_lines(record: Record) -> list[str]:
             f"geometric mean {summary['geometric_mean']:.2f}×, slowest {slowest['speedup']:.2f}× "
             f"({slowest['case']}), under 0.95×: {len(summary['slower_than_0.95'])}"
         )
+        if summary["noisy"]:
+            lines.append(
+                f"~ {summary['noisy']} cases were disturbed: their samples scatter by a quarter"
+            )
     if "memory_geometric_mean" in summary:
         lines.append(
             f"peak memory {summary['memory_geometric_mean']:.2f}× of theirs (geometric mean)"

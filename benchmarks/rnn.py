@@ -57,7 +57,7 @@ def measure(case: Case, device: torch.device, budget: Budget) -> Entry:
         entry["parity"] = parity.as_dict()
         if not parity.passed:
             return entry | {"status": "failed parity"}
-        timings = harness.interleave(work.timed, device, budget)
+        timings = harness.calm(work.timed, device, budget)
         ours, theirs = (timings[name] for name in list(work.timed)[:2])
         floor = floor_seconds(work.gemms, case.dtype, device)
         seconds = ours.median / 1e3
@@ -65,6 +65,7 @@ def measure(case: Case, device: torch.device, budget: Budget) -> Entry:
             "status": "ok",
             "milliseconds": {name: timing.as_dict() for name, timing in timings.items()},
             "speedup": theirs.median / ours.median,
+            "noisy": max(ours.spread, theirs.spread) >= harness.NOISY,
             "gflops": work.flops / seconds / 1e9,
             "gb_s": work.bytes / seconds / 1e9,
             "floor_ms": floor * 1e3,
@@ -96,6 +97,7 @@ def summarize(entries: list[Entry]) -> dict[str, object]:
         memory = [e["peak_bytes"] for e in good if min(e["peak_bytes"].values()) > 0]
         summary |= {
             "geometric_mean": statistics.geometric_mean(e["speedup"] for e in good),
+            "noisy": sum(e["noisy"] for e in good),
             "groups": {name: statistics.geometric_mean(values) for name, values in groups.items()},
             "slowest": {"case": slowest["case"], "speedup": slowest["speedup"]},
             "slower_than_0.95": [e["case"] for e in good if e["speedup"] < 0.95],

@@ -46,6 +46,21 @@ def test_slower_function_shows_as_slower():
     assert timings["quick"].calls > timings["quick"].samples  # short calls are repeated
 
 
+@pytest.mark.parametrize(
+    ("spreads", "chosen"), [([1.1], 1.1), ([2.0, 1.2], 1.2), ([2.0, 1.4, 3.0], 1.4)]
+)
+def test_disturbed_timings_are_taken_again(monkeypatch, spreads, chosen):
+    waiting = iter(spreads)
+
+    def interleave(functions, device, budget):
+        return {"a": harness.Timing(1.0, 1.0, next(waiting), 5, 5)}
+
+    monkeypatch.setattr(harness, "interleave", interleave)
+    timings = harness.calm({"a": lambda: None}, CPU, Budget())
+    assert timings["a"].spread == chosen
+    assert next(waiting, None) is None
+
+
 def test_peak_memory_counts_what_lives_at_once():
     size = 1 << 20
 
