@@ -36,11 +36,16 @@ Mode mode_of(const std::string& name) {
 
 fastseq::DType dtype_of(const Tensor& x) {
   switch (x.scalar_type()) {
-  case at::kDouble: return fastseq::F64;
-  case at::kFloat: return fastseq::F32;
-  case at::kBFloat16: return fastseq::BF16;
-  case at::kHalf: return fastseq::F16;
-  default: TORCH_CHECK(false, "fastseq: the scan does not take ", x.scalar_type());
+  case at::kDouble:
+    return fastseq::F64;
+  case at::kFloat:
+    return fastseq::F32;
+  case at::kBFloat16:
+    return fastseq::BF16;
+  case at::kHalf:
+    return fastseq::F16;
+  default:
+    TORCH_CHECK(false, "fastseq: the scan does not take ", x.scalar_type());
   }
 }
 
@@ -170,7 +175,8 @@ rnn_scan(Tensor gates, const OptionalTensor& batch_sizes, const Tensor& h0,
   const std::vector<int64_t> none{0}, unit{a.N, a.D, a.H};
   Tensor output = at::empty({a.N, a.D * a.P}, gates.options());
   Tensor h_n = at::empty({a.D, a.B, a.P}, gates.options());
-  Tensor c_n = lstm ? at::empty({a.D, a.B, a.H}, gates.options()) : at::empty(none, gates.options());
+  Tensor c_n =
+      lstm ? at::empty({a.D, a.B, a.H}, gates.options()) : at::empty(none, gates.options());
   Tensor cells = at::empty(lstm && save ? unit : none, acc_options(gates));
   Tensor hn = at::empty(gru && save ? unit : none, gates.options());
   a.gates = gates.data_ptr();
@@ -215,8 +221,7 @@ rnn_scan_backward(const Tensor& grad_output, const OptionalTensor& grad_h_n,
   const auto options = gates.options();
   Tensor grad_gx = at::empty(gates.sizes(), options);
   Tensor grad_u = at::empty(gru || norm ? gates.sizes() : at::IntArrayRef(none), options);
-  Tensor grad_proj =
-      w_hr.empty() ? at::empty(none, options) : at::empty({a.N, a.D * a.P}, options);
+  Tensor grad_proj = w_hr.empty() ? at::empty(none, options) : at::empty({a.N, a.D * a.P}, options);
   Tensor grad_ln_cell = at::empty(ln_cell.empty() ? none : unit, options);
   Tensor grad_h0 = at::empty({a.D, a.B, a.P}, options);
   Tensor grad_c0 = lstm ? at::empty({a.D, a.B, a.H}, options) : at::empty(none, options);

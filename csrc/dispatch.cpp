@@ -24,7 +24,10 @@ struct Build {
 };
 
 const std::vector<Build>& builds() {
-#define FASTSEQ_BUILD(isa) {#isa, fastseq_rnn_forward_##isa, fastseq_rnn_backward_##isa}
+#define FASTSEQ_BUILD(isa)                                                                         \
+  {                                                                                                \
+    #isa, fastseq_rnn_forward_##isa, fastseq_rnn_backward_##isa                                    \
+  }
   static const std::vector<Build> all = [] {
     std::vector<Build> found{{FASTSEQ_BUILD(portable), true}};
 #ifdef FASTSEQ_HAVE_X86
@@ -87,7 +90,9 @@ std::vector<std::string> usable_capabilities() {
   return names;
 }
 
-const Kernels& kernels() { return current(); }
+const Kernels& kernels() {
+  return current();
+}
 
 void load_kernels(const std::string& path, const std::string& name) {
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);

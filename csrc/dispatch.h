@@ -18,7 +18,8 @@ struct Kernels {
 std::vector<std::string> built_capabilities();
 std::vector<std::string> usable_capabilities();
 
-// The kernels in use: FASTSEQ_CPU_CAPABILITY if set, else the best. Throws where that is impossible.
+// The kernels in use: FASTSEQ_CPU_CAPABILITY if set, else the best. Throws where that is
+// impossible.
 const Kernels& kernels();
 
 // Replaces the kernels by those of another shared library, under the given name: for tests of

@@ -8,20 +8,23 @@ namespace fastseq {
 enum DType { F64, F32, BF16, F16 };
 enum Mode { RNN_TANH, RNN_RELU, LSTM, GRU };
 
-constexpr int gates_of(int mode) { return mode == LSTM ? 4 : mode == GRU ? 3 : 1; }
+constexpr int gates_of(int mode) {
+  return mode == LSTM ? 4 : mode == GRU ? 3 : 1;
+}
 
-// T steps, B sequences, N rows in all, D directions, H units, P the width of h (H unless projected).
-// "X" is the storage type, "acc" double for F64 and float otherwise. Absent tensors are null.
+// T steps, B sequences, N rows in all, D directions, H units, P the width of h (H unless
+// projected). "X" is the storage type, "acc" double for F64 and float otherwise. Absent tensors are
+// null.
 struct ScanArgs {
   DType dtype;
   Mode mode;
   int64_t T, B, N, D, H, P;
-  const int64_t* sizes;   // (T) rows of each step
-  const int64_t* offsets; // (T) where they start
-  const void* h0;         // (D, B, P) X
-  const void* c0;         // (D, B, H) X
-  const void* w_hh[2];    // (G*H, P) X
-  const void* w_hr[2];    // (P, H) X
+  const int64_t* sizes;    // (T) rows of each step
+  const int64_t* offsets;  // (T) where they start
+  const void* h0;          // (D, B, P) X
+  const void* c0;          // (D, B, H) X
+  const void* w_hh[2];     // (G*H, P) X
+  const void* w_hr[2];     // (P, H) X
   const void* ln_gates[2]; // (G*H) X
   const void* ln_cell[2];  // (2, H) X
   const void* h_mask;      // (D, B, P) X

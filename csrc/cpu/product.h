@@ -11,7 +11,8 @@ namespace {
 
 // How storage type T enters the product: k runs over words; a word is one element in the acc type,
 // or, where the processor multiplies bfloat16 pairs, two adjacent elements.
-template <class T> struct Format {
+template <class T>
+struct Format {
   typedef T Storage;
   typedef Acc<T> A;
   typedef Acc<T> Exchange; // the type that the next step's operand is written in
@@ -26,7 +27,8 @@ template <class T> struct Format {
 };
 
 #if defined(FASTSEQ_BF16_DOT)
-template <> struct Format<bf16> {
+template <>
+struct Format<bf16> {
   typedef bf16 Storage;
   typedef float A;
   typedef bf16 Exchange;
@@ -59,12 +61,15 @@ template <> struct Format<bf16> {
 };
 #endif
 
-template <class F> constexpr int64_t words_for(int64_t k) {
+template <class F>
+constexpr int64_t words_for(int64_t k) {
   return (k + F::PER_WORD - 1) / F::PER_WORD;
 }
 
-// Row strides of product operands: an odd number of cache lines, so that rows fall in different sets.
-template <class A> constexpr int64_t padded_stride(int64_t n) {
+// Row strides of product operands: an odd number of cache lines, so that rows fall in different
+// sets.
+template <class A>
+constexpr int64_t padded_stride(int64_t n) {
   const int64_t line = 64 / sizeof(A);
   return ((n + line - 1) / line | 1) * line;
 }
@@ -93,7 +98,8 @@ FASTSEQ_INLINE void tile(const typename F::A* x, int64_t ldx, const typename F::
 #pragma GCC unroll 8
       for (int n = 0; n < NACC; ++n)
         c[q][r][n] = resume ? load(acc + q * acc_panel + (r * NACC + n) * L) : Vec<A>{};
-  for (int64_t k = 0; k < K; ++k) {
+  int64_t k = 0;
+  do {                           // K is never 0
     if constexpr (ROWS > NACC) { // whichever operand is fewer stays in registers
       Vec<A> v[NACC];
 #pragma GCC unroll 8
@@ -112,20 +118,21 @@ FASTSEQ_INLINE void tile(const typename F::A* x, int64_t ldx, const typename F::
           for (int r = 0; r < ROWS; ++r) c[q][r][n] = F::fma(c[q][r][n], x[r * ldx + k], v);
         }
     }
-  }
+  } while (++k < K);
 #pragma GCC unroll 8
   for (int q = 0; q < PANELS; ++q)
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 8
-      for (int n = 0; n < NACC; ++n)
-        store(acc + q * acc_panel + (r * NACC + n) * L, c[q][r][n]);
+      for (int n = 0; n < NACC; ++n) store(acc + q * acc_panel + (r * NACC + n) * L, c[q][r][n]);
 }
 
 // acc (rows, NACC, lanes) = the product of rows x (stride ldx) by one panel. K counts words.
-template <class F, int NACC>
+// ahead(row) is called well before the row's product is done, to fetch what will be needed then.
+template <class F, int NACC, class Ahead>
 static void panel_product(const typename F::A* x, int64_t ldx, int64_t rows,
-                          const typename F::A* panel, int64_t K, typename F::A* acc) {
+                          const typename F::A* panel, int64_t K, typename F::A* acc,
+                          const Ahead& ahead) {
   constexpr int L = lanes<typename F::A>, R = tile_rows(NACC);
   // Enough of the panel to pay for the accumulators' trip, little enough to stay in L1.
   const int64_t step = rows > R ? 16384 / (NACC * FASTSEQ_VECTOR_BYTES) : K;
@@ -133,14 +140,25 @@ static void panel_product(const typename F::A* x, int64_t ldx, int64_t rows,
   do {
     const int64_t count = K - k < step ? K - k : step;
     const typename F::A* w = panel + k * NACC * L;
+    if (k == 0)
+      for (int64_t r = 0; r < (rows < R ? rows : R); ++r) ahead(r);
     int64_t r = 0;
 #define FASTSEQ_TILE(ROWS)                                                                         \
-  tile<F, ROWS, NACC, 1>(x + r * ldx + k, ldx, w, 0, count, acc + r * NACC * L, 0, k > 0),         \
-      r += ROWS
-    while (rows - r >= R) FASTSEQ_TILE(R);
-    if (R > 4 && rows - r >= 4) FASTSEQ_TILE(4);
-    if (rows - r >= 2) FASTSEQ_TILE(2);
-    if (rows > r) FASTSEQ_TILE(1);
+  if (k == 0)                                                                                      \
+    for (int64_t q = r + R; q < r + R + ROWS && q < rows; ++q) ahead(q);                           \
+  tile<F, ROWS, NACC, 1>(x + r * ldx + k, ldx, w, 0, count, acc + r * NACC * L, 0, k > 0), r += ROWS
+    while (rows - r >= R) {
+      FASTSEQ_TILE(R);
+    }
+    if (R > 4 && rows - r >= 4) {
+      FASTSEQ_TILE(4);
+    }
+    if (rows - r >= 2) {
+      FASTSEQ_TILE(2);
+    }
+    if (rows > r) {
+      FASTSEQ_TILE(1);
+    }
 #undef FASTSEQ_TILE
     k += step;
   } while (k < K);
@@ -155,7 +173,8 @@ static void panel_pair_product(const typename F::A* x, const typename F::A* pane
 }
 
 // In place: row i of the L x L matrix becomes column i.
-template <class A> FASTSEQ_INLINE void transpose(Vec<A> (&m)[lanes<A>]) {
+template <class A>
+FASTSEQ_INLINE void transpose(Vec<A> (&m)[lanes<A>]) {
   constexpr int L = lanes<A>;
 #pragma GCC unroll 8
   for (int s = 1; s < L; s *= 2) {

@@ -3,22 +3,24 @@
 
 namespace {
 
-template <class T> struct Memory {
+template <class T>
+struct Memory {
   typedef Acc<T> A;
-  A *w, *w_hr;    // packed weights
-  A* grad[2];     // gradient of the product W_hh h, of this step and the last one done, in words
+  A *w, *w_hr;     // packed weights
+  A* grad[2];      // gradient of the product W_hh h, of this step and the last one done, in words
   A *carry, *cell; // gradients of h and c that earlier steps are owed, (B, stride)
-  A* projected;   // gradient of the projected h, in words
-  A *inner, *raw; // gradients of h before projection, and of the normalised product
+  A* projected;    // gradient of the projected h, in words
+  A *inner, *raw;  // gradients of h before projection, and of the normalised product
 };
 
-template <class T> struct Backward : Direction<T> {
+template <class T>
+struct Backward : Direction<T> {
   typedef Direction<T> Base;
   typedef Format<T> F;
-  using typename Base::A;
-  using typename Base::V;
   using Base::args, Base::d, Base::worker, Base::B, Base::D, Base::G, Base::H, Base::P;
   using Base::L, Base::T_, Base::first_row;
+  using typename Base::A;
+  using typename Base::V;
 
   const BackwardArgs& bwd;
   const Memory<T>& mem;
@@ -123,7 +125,15 @@ template <class T> struct Backward : Direction<T> {
         store(carry, past);
       }
     };
-    if (before) this->template for_products<4>(done, ldx, before, mem.w, K, h_stride / (4 * L), use);
+    auto ahead = [&](int64_t local, int64_t p) {
+      if (local >= m) return;
+      const Row r = this->row(i, local);
+      const int64_t j = p * 4 * L;
+      fetch((const T*)bwd.grad_output + r.at * P + j, 4 * L);
+      if (!projects && !norm) fetch_gates(r, j);
+    };
+    if (before)
+      this->template for_products<4>(done, ldx, before, mem.w, K, h_stride / (4 * L), ahead, use);
     const int64_t panels = h_stride / (4 * L);
     for (int64_t p = worker.by_rows ? 0 : worker.slice(panels, worker.index);
          p < (worker.by_rows ? panels : worker.slice(panels, worker.index + 1)); ++p)
@@ -133,6 +143,9 @@ template <class T> struct Backward : Direction<T> {
   void through_projection(int64_t i) {
     this->template for_products<4>(
         mem.projected, ldp, worker.own(this->rows(i)), mem.w_hr, K_hr, unit_stride / (4 * L),
+        [&](int64_t local, int64_t p) {
+          if (!norm) fetch_gates(this->row(i, local), p * 4 * L);
+        },
         [&](int64_t local, int64_t p, const A* acc) {
           const Row r = this->row(i, local);
           for (int64_t n = 0, j = p * 4 * L; n < 4 && j < H; ++n, j += L) {
@@ -142,6 +155,17 @@ template <class T> struct Backward : Direction<T> {
               gates(r, local, load(acc + n * L), j);
           }
         });
+  }
+
+  void fetch_gates(const Row& r, int64_t j) const {
+    for (int g = 0; g < G; ++g) {
+      fetch((const T*)bwd.gates + (r.at * G + g) * H + j, 4 * L);
+      fetch_to_write((const T*)bwd.grad_gx + (r.at * G + g) * H + j, 4 * L);
+      if (args.mode == GRU) fetch_to_write((const T*)bwd.grad_u + (r.at * G + g) * H + j, 4 * L);
+    }
+    if (args.mode == LSTM)
+      fetch((const A*)bwd.cells + (r.before < 0 ? r.at : r.before) * H + j, 4 * L);
+    if (args.mode == GRU) fetch((const T*)bwd.hn + r.at * H + j, 4 * L);
   }
 
   V cell_before(const Row& r, int64_t j) const {
@@ -209,9 +233,7 @@ template <class T> struct Backward : Direction<T> {
     store((typename F::Exchange*)(now + (first_row + local) * ldx) + g * H + j, round_to<T>(value),
           H - j);
   }
-  A* raw(int64_t local, int64_t g) {
-    return mem.raw + ((first_row + local) * G + g) * unit_stride;
-  }
+  A* raw(int64_t local, int64_t g) { return mem.raw + ((first_row + local) * G + g) * unit_stride; }
 
   // Layer-norm needs sums over whole rows: first of the cell, then of the product.
   void whole_rows(int64_t i) {
@@ -283,7 +305,8 @@ template <class T> struct Backward : Direction<T> {
   }
 };
 
-template <class T> void backward(const BackwardArgs& given) {
+template <class T>
+void backward(const BackwardArgs& given) {
   typedef Format<T> F;
   typedef Acc<T> A;
   constexpr int L = lanes<A>;
@@ -310,18 +333,22 @@ template <class T> void backward(const BackwardArgs& given) {
     arena.piece(&m.raw, norm ? rows * G * units : 0);
   }
   arena.allocate();
-  run_team(a.threads, (int)a.D, by_rows, [&](int d, const Worker& worker) {
-    Backward<T>(a, d, worker, memory[d]).run();
-  });
+  run_team(a.threads, (int)a.D, by_rows,
+           [&](int d, const Worker& worker) { Backward<T>(a, d, worker, memory[d]).run(); });
 }
 
 } // namespace
 
-extern "C" void FASTSEQ_NAME(fastseq_rnn_backward_, FASTSEQ_ISA)(const fastseq::BackwardArgs* args) {
+extern "C" void FASTSEQ_NAME(fastseq_rnn_backward_,
+                             FASTSEQ_ISA)(const fastseq::BackwardArgs* args) {
   switch (args->dtype) {
-  case fastseq::F64: return backward<double>(*args);
-  case fastseq::F32: return backward<float>(*args);
-  case fastseq::BF16: return backward<bf16>(*args);
-  case fastseq::F16: return backward<f16>(*args);
+  case fastseq::F64:
+    return backward<double>(*args);
+  case fastseq::F32:
+    return backward<float>(*args);
+  case fastseq::BF16:
+    return backward<bf16>(*args);
+  case fastseq::F16:
+    return backward<f16>(*args);
   }
 }

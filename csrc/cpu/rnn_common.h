@@ -18,7 +18,8 @@ class Arena {
 public:
   ~Arena() { free(base_); }
 
-  template <class A> void piece(A** where, int64_t count, bool zeroed = true) {
+  template <class A>
+  void piece(A** where, int64_t count, bool zeroed = true) {
     pieces_[count_++] = {(void**)where, (count * (int64_t)sizeof(A) + 127) / 64 * 64, zeroed};
     total_ += pieces_[count_ - 1].bytes;
   }
@@ -45,21 +46,37 @@ private:
   char* base_ = nullptr;
 };
 
-constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+constexpr int64_t round_up(int64_t n, int64_t to) {
+  return (n + to - 1) / to * to;
+}
 
 // Products run over this many rows at a time, so that operand and accumulators stay in cache.
 constexpr int64_t ROW_GROUP = 48;
 
+// The cache lines that hold n elements from p on: to read, or to write.
+template <class T>
+FASTSEQ_INLINE void fetch(const T* p, int64_t n) {
+  for (int64_t j = 0; j < n; j += 64 / sizeof(T)) __builtin_prefetch(p + j);
+  asm volatile(""); // or GCC finds callers without effect and drops the calls
+}
+template <class T>
+FASTSEQ_INLINE void fetch_to_write(const T* p, int64_t n) {
+  for (int64_t j = 0; j < n; j += 64 / sizeof(T)) __builtin_prefetch(p + j, 1);
+  asm volatile("");
+}
+constexpr auto fetch_nothing = [](int64_t, int64_t) {};
+
 // A row of the scan at one step.
 struct Row {
-  int64_t b;    // sequence
-  int64_t at;   // row in packed order, times D, plus the direction
-  int64_t before; // the same of the step it continues, or -1 where it starts from h0
+  int64_t b;        // sequence
+  int64_t at;       // row in packed order, times D, plus the direction
+  int64_t before;   // the same of the step it continues, or -1 where it starts from h0
   uint64_t counter; // of the first random number
 };
 
 // One direction of a scan, as one thread sees it.
-template <class T> struct Direction {
+template <class T>
+struct Direction {
   typedef Acc<T> A;
   typedef Vec<A> V;
   static constexpr int L = lanes<A>;
@@ -88,8 +105,8 @@ template <class T> struct Direction {
     return r;
   }
   V state_before(const Row& r, const void* states, int64_t j, int64_t n) const {
-    const T* from = r.before < 0 ? (const T*)args.h0 + (d * B + r.b) * P
-                                 : (const T*)states + r.before * P;
+    const T* from =
+        r.before < 0 ? (const T*)args.h0 + (d * B + r.b) * P : (const T*)states + r.before * P;
     return load(from + j, n);
   }
 
@@ -107,16 +124,18 @@ template <class T> struct Direction {
   }
 
   // Rows that this thread treats alone: its own, or every count-th.
-  template <class Do> void for_own_rows(int64_t m, const Do& act) {
+  template <class Do>
+  void for_own_rows(int64_t m, const Do& act) {
     const int64_t step = worker.by_rows ? 1 : worker.count;
     for (int64_t local = worker.by_rows ? 0 : worker.index; local < worker.own(m); local += step)
       act(local);
   }
 
-  // Calls use(local row, panel, accumulators) on the product of each row by each panel of w.
-  template <int NACC, class Use>
+  // Calls use(local row, panel, accumulators) on the product of each row by each panel of w, and
+  // ahead(local row, panel) while there is still time to fetch.
+  template <int NACC, class Ahead, class Use>
   void for_products(const A* x, int64_t ld, int64_t m, const A* w, int64_t k_words, int64_t count,
-                    const Use& use) {
+                    const Ahead& ahead, const Use& use) {
     alignas(64) A acc[ROW_GROUP * NACC * L];
     int64_t p = worker.by_rows ? 0 : worker.slice(count, worker.index);
     const int64_t end = worker.by_rows ? count : worker.slice(count, worker.index + 1);
@@ -131,7 +150,8 @@ template <class T> struct Direction {
     for (; p < end; ++p)
       for (int64_t r = 0; r < m; r += ROW_GROUP) {
         const int64_t size = m - r < ROW_GROUP ? m - r : ROW_GROUP;
-        panel_product<Format<T>, NACC>(x + r * ld, ld, size, w + p * panel_size, k_words, acc);
+        panel_product<Format<T>, NACC>(x + r * ld, ld, size, w + p * panel_size, k_words, acc,
+                                       [&](int64_t q) { ahead(r + q, p); });
         for (int64_t q = 0; q < size; ++q) use(r + q, p, acc + q * NACC * L);
       }
   }
@@ -140,7 +160,8 @@ template <class T> struct Direction {
     A mean, rstd;
   };
   // Over `parts` runs of n values, each starting `stride` after the last.
-  template <class S> Moments moments(const S* x, int64_t parts, int64_t stride, int64_t n) const {
+  template <class S>
+  Moments moments(const S* x, int64_t parts, int64_t stride, int64_t n) const {
     V total = {};
     for (int64_t g = 0; g < parts; ++g)
       for (int64_t j = 0; j < n; j += L) total += load(x + g * stride + j, n - j);

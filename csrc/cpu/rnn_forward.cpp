@@ -3,22 +3,25 @@
 
 namespace {
 
-template <class T> struct Memory {
+template <class T>
+struct Memory {
   typedef Acc<T> A;
-  A *w, *w_hr;                 // packed weights
-  A* state[2];                 // h for the product, of this step and the next, in words
-  A* cell;                     // c (B, cell_stride)
-  A* projected;                // operand of the projection, in words
+  A *w, *w_hr;                  // packed weights
+  A* state[2];                  // h for the product, of this step and the next, in words
+  A* cell;                      // c (B, cell_stride)
+  A* projected;                 // operand of the projection, in words
   A *raw, *new_cell, *out_gate; // layer-norm: the product, c' and o, until their rows are whole
 };
 
-template <class T> struct Forward : Direction<T> {
+template <class T>
+struct Forward : Direction<T> {
   typedef Direction<T> Base;
   typedef Format<T> F;
+  using Base::args, Base::d, Base::worker, Base::B, Base::D, Base::G, Base::H, Base::P,
+      Base::first_row;
+  using Base::L, Base::T_;
   using typename Base::A;
   using typename Base::V;
-  using Base::args, Base::d, Base::worker, Base::B, Base::D, Base::G, Base::H, Base::P, Base::first_row;
-  using Base::L, Base::T_;
 
   const ForwardArgs& fwd;
   const Memory<T>& mem;
@@ -55,7 +58,8 @@ template <class T> struct Forward : Direction<T> {
     finish();
   }
 
-  template <int NACC> void prepare() {
+  template <int NACC>
+  void prepare() {
     const int64_t count = panels(args);
     const T* w = (const T*)args.w_hh[d];
     for (int64_t p = worker.slice(count, worker.index); p < worker.slice(count, worker.index + 1);
@@ -95,30 +99,38 @@ template <class T> struct Forward : Direction<T> {
     store(to, h, P - j);
   }
 
-  template <int NACC> void product(int64_t i) {
+  template <int NACC>
+  void product(int64_t i) {
     const bool gated = args.mode == LSTM || args.mode == GRU;
-    this->template for_products<NACC>(now, ldx, worker.own(this->rows(i)), mem.w, K, panels(args),
-                       [&](int64_t local, int64_t p, const A* acc) {
-                         if (gated && !norm) {
-                           V u[NACC];
-                           for (int g = 0; g < NACC; ++g) u[g] = load(acc + g * L);
-                           return gates(this->row(i, local), local, u, p * L);
-                         }
-                         const Row r = this->row(i, local);
-                         for (int n = 0; n < NACC; ++n) {
-                           V u[1] = {load(acc + n * L)};
-                           const int64_t unit = (p * NACC + n) * L;
-                           if (norm)
-                             store(gated ? raw(local, n) + p * L : raw(local, 0) + unit, u[0]);
-                           else if (unit < H)
-                             gates(r, local, u, unit);
-                         }
-                       });
+    const int64_t width = gated ? L : 4 * L;
+    auto ahead = [&](int64_t local, int64_t p) {
+      if (p * width * sizeof(T) % 64) return; // the panel before fetched these lines
+      const Row r = this->row(i, local);
+      for (int g = 0; g < G && !norm; ++g)
+        fetch_to_write((const T*)fwd.gates + (r.at * G + g) * H + p * width, width);
+      if (!projects && !norm) fetch_to_write((const T*)fwd.output + r.at * P + p * width, width);
+    };
+    this->template for_products<NACC>(
+        now, ldx, worker.own(this->rows(i)), mem.w, K, panels(args), ahead,
+        [&](int64_t local, int64_t p, const A* acc) {
+          if (gated && !norm) {
+            V u[NACC];
+            for (int g = 0; g < NACC; ++g) u[g] = load(acc + g * L);
+            return gates(this->row(i, local), local, u, p * L);
+          }
+          const Row r = this->row(i, local);
+          for (int n = 0; n < NACC; ++n) {
+            V u[1] = {load(acc + n * L)};
+            const int64_t unit = (p * NACC + n) * L;
+            if (norm)
+              store(gated ? raw(local, n) + p * L : raw(local, 0) + unit, u[0]);
+            else if (unit < H)
+              gates(r, local, u, unit);
+          }
+        });
   }
 
-  A* raw(int64_t local, int64_t g) {
-    return mem.raw + ((first_row + local) * G + g) * unit_stride;
-  }
+  A* raw(int64_t local, int64_t g) { return mem.raw + ((first_row + local) * G + g) * unit_stride; }
 
   // The step of one vector of units from the recurrent side u of its gates.
   void gates(const Row& r, int64_t local, V* u, int64_t j) {
@@ -188,7 +200,8 @@ template <class T> struct Forward : Direction<T> {
       for (int64_t j = 0; j < H; j += L) {
         V u[4];
         for (int g = 0; g < G; ++g)
-          u[g] = (load(raw(local, g) + j) - whole.mean) * whole.rstd * load(gamma + g * H + j, H - j);
+          u[g] =
+              (load(raw(local, g) + j) - whole.mean) * whole.rstd * load(gamma + g * H + j, H - j);
         gates(r, local, u, j);
       }
       if (!args.ln_cell[d]) return;
@@ -206,12 +219,13 @@ template <class T> struct Forward : Direction<T> {
 
   void project(int64_t i) {
     this->template for_products<4>(mem.projected, ldm, worker.own(this->rows(i)), mem.w_hr, K_hr,
-                    (P + 4 * L - 1) / (4 * L), [&](int64_t local, int64_t p, const A* acc) {
-                      const Row r = this->row(i, local);
-                      for (int n = 0; n < 4; ++n)
-                        if ((p * 4 + n) * L < P)
-                          state(r, local, load(acc + n * L), (p * 4 + n) * L);
-                    });
+                                   (P + 4 * L - 1) / (4 * L), fetch_nothing,
+                                   [&](int64_t local, int64_t p, const A* acc) {
+                                     const Row r = this->row(i, local);
+                                     for (int n = 0; n < 4; ++n)
+                                       if ((p * 4 + n) * L < P)
+                                         state(r, local, load(acc + n * L), (p * 4 + n) * L);
+                                   });
   }
 
   void finish() {
@@ -232,7 +246,8 @@ template <class T> struct Forward : Direction<T> {
   }
 };
 
-template <class T> void forward(const ForwardArgs& given) {
+template <class T>
+void forward(const ForwardArgs& given) {
   typedef Format<T> F;
   typedef Acc<T> A;
   constexpr int L = lanes<A>;
@@ -260,18 +275,21 @@ template <class T> void forward(const ForwardArgs& given) {
     arena.piece(&m.out_gate, norm ? rows * units : 0);
   }
   arena.allocate();
-  run_team(a.threads, (int)a.D, by_rows, [&](int d, const Worker& worker) {
-    Forward<T>(a, d, worker, memory[d]).run();
-  });
+  run_team(a.threads, (int)a.D, by_rows,
+           [&](int d, const Worker& worker) { Forward<T>(a, d, worker, memory[d]).run(); });
 }
 
 } // namespace
 
 extern "C" void FASTSEQ_NAME(fastseq_rnn_forward_, FASTSEQ_ISA)(const fastseq::ForwardArgs* args) {
   switch (args->dtype) {
-  case fastseq::F64: return forward<double>(*args);
-  case fastseq::F32: return forward<float>(*args);
-  case fastseq::BF16: return forward<bf16>(*args);
-  case fastseq::F16: return forward<f16>(*args);
+  case fastseq::F64:
+    return forward<double>(*args);
+  case fastseq::F32:
+    return forward<float>(*args);
+  case fastseq::BF16:
+    return forward<bf16>(*args);
+  case fastseq::F16:
+    return forward<f16>(*args);
   }
 }

@@ -30,8 +30,8 @@ struct alignas(64) Barrier {
   }
 };
 
-// One thread's part in the scan of one direction. Either every thread takes a slice of the units and
-// all rows, and they meet after each phase, or each takes its own rows and never waits.
+// One thread's part in the scan of one direction. Either every thread takes a slice of the units
+// and all rows, and they meet after each phase, or each takes its own rows and never waits.
 struct Worker {
   Barrier* barrier;
   int index, count;

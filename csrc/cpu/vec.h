@@ -1,8 +1,8 @@
 // Vectors of one instruction set, on the compiler's vector extensions.
 //
 // Each kernel file is compiled once per instruction set with FASTSEQ_ISA (its name) and
-// FASTSEQ_VECTOR_BYTES. Everything here has internal linkage: a function compiled for AVX must never
-// be the copy that the linker keeps for a machine without it.
+// FASTSEQ_VECTOR_BYTES. Everything here has internal linkage: a function compiled for AVX must
+// never be the copy that the linker keeps for a machine without it.
 #pragma once
 
 #include <stdint.h>
@@ -24,31 +24,43 @@ struct f16 {
 };
 
 // The type that sums, cell states and point-wise maths are kept in.
-template <class T> struct AccOf {
+template <class T>
+struct AccOf {
   typedef float type;
 };
-template <> struct AccOf<double> {
+template <>
+struct AccOf<double> {
   typedef double type;
 };
-template <class T> using Acc = typename AccOf<T>::type;
+template <class T>
+using Acc = typename AccOf<T>::type;
 
-template <class A> struct VecOf;
-template <> struct VecOf<float> {
+template <class A>
+struct VecOf;
+template <>
+struct VecOf<float> {
   typedef float type __attribute__((vector_size(FASTSEQ_VECTOR_BYTES)));
   typedef int32_t ints __attribute__((vector_size(FASTSEQ_VECTOR_BYTES)));
 };
-template <> struct VecOf<double> {
+template <>
+struct VecOf<double> {
   typedef double type __attribute__((vector_size(FASTSEQ_VECTOR_BYTES)));
   typedef int64_t ints __attribute__((vector_size(FASTSEQ_VECTOR_BYTES)));
 };
-template <class A> using Vec = typename VecOf<A>::type;
-template <class A> using Ints = typename VecOf<A>::ints;
-template <class A> constexpr int lanes = FASTSEQ_VECTOR_BYTES / sizeof(A);
+template <class A>
+using Vec = typename VecOf<A>::type;
+template <class A>
+using Ints = typename VecOf<A>::ints;
+template <class A>
+constexpr int lanes = FASTSEQ_VECTOR_BYTES / sizeof(A);
 
 typedef uint32_t U32 __attribute__((vector_size(FASTSEQ_VECTOR_BYTES)));
 typedef uint16_t U16 __attribute__((vector_size(FASTSEQ_VECTOR_BYTES / 2)));
 
-template <class A> FASTSEQ_INLINE Vec<A> splat(A x) { return x - Vec<A>{}; }
+template <class A>
+FASTSEQ_INLINE Vec<A> splat(A x) {
+  return x - Vec<A>{};
+}
 
 FASTSEQ_INLINE Vec<float> load(const float* p) {
   Vec<float> v;
@@ -66,8 +78,12 @@ FASTSEQ_INLINE Vec<float> load(const bf16* p) {
   return (Vec<float>)(__builtin_convertvector(half, U32) << 16);
 }
 
-FASTSEQ_INLINE void store(float* p, Vec<float> v) { memcpy(p, &v, sizeof v); }
-FASTSEQ_INLINE void store(double* p, Vec<double> v) { memcpy(p, &v, sizeof v); }
+FASTSEQ_INLINE void store(float* p, Vec<float> v) {
+  memcpy(p, &v, sizeof v);
+}
+FASTSEQ_INLINE void store(double* p, Vec<double> v) {
+  memcpy(p, &v, sizeof v);
+}
 FASTSEQ_INLINE void store(bf16* p, Vec<float> v) {
   U32 bits = (U32)v;
   U32 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16; // to nearest, ties to even
@@ -139,14 +155,16 @@ FASTSEQ_INLINE void store(f16* p, Vec<float> v) {
 #endif
 
 // The first n lanes only; the others are zero. n may exceed the number of lanes.
-template <class T> FASTSEQ_INLINE Vec<Acc<T>> load(const T* p, int64_t n) {
+template <class T>
+FASTSEQ_INLINE Vec<Acc<T>> load(const T* p, int64_t n) {
   constexpr int L = lanes<Acc<T>>;
   if (__builtin_expect(n >= L, 1)) return load(p);
   T part[L] = {};
   for (int i = 0; i < n; ++i) part[i] = p[i];
   return load(part);
 }
-template <class T> FASTSEQ_INLINE void store(T* p, Vec<Acc<T>> v, int64_t n) {
+template <class T>
+FASTSEQ_INLINE void store(T* p, Vec<Acc<T>> v, int64_t n) {
   constexpr int L = lanes<Acc<T>>;
   if (__builtin_expect(n >= L, 1)) return store(p, v);
   T part[L];
@@ -155,7 +173,8 @@ template <class T> FASTSEQ_INLINE void store(T* p, Vec<Acc<T>> v, int64_t n) {
 }
 
 // The value that storing as T and loading again gives.
-template <class T> FASTSEQ_INLINE Vec<Acc<T>> round_to(Vec<Acc<T>> v) {
+template <class T>
+FASTSEQ_INLINE Vec<Acc<T>> round_to(Vec<Acc<T>> v) {
   if (sizeof(T) == sizeof(Acc<T>)) return v;
   T stored[lanes<Acc<T>>];
   store(stored, v);
@@ -163,13 +182,15 @@ template <class T> FASTSEQ_INLINE Vec<Acc<T>> round_to(Vec<Acc<T>> v) {
 }
 
 // Ones in the first n lanes, zeros after.
-template <class A> FASTSEQ_INLINE Vec<A> ones_upto(int64_t n) {
+template <class A>
+FASTSEQ_INLINE Vec<A> ones_upto(int64_t n) {
   A part[lanes<A>];
   for (int i = 0; i < lanes<A>; ++i) part[i] = i < n;
   return load(part);
 }
 
-template <class A> FASTSEQ_INLINE A sum(Vec<A> v) {
+template <class A>
+FASTSEQ_INLINE A sum(Vec<A> v) {
   A part[lanes<A>];
   store(part, v);
   for (int width = lanes<A> / 2; width; width /= 2)

@@ -42,18 +42,27 @@ FASTSEQ_INLINE Vec<double> exp_clamped(Vec<double> x) {
   return (2.0 * (p / (q - p)) + 1.0) * power_of_two(shifted);
 }
 
-FASTSEQ_INLINE float exp_limit(float) { return 87.0f; }
-FASTSEQ_INLINE double exp_limit(double) { return 708.0; }
+FASTSEQ_INLINE float exp_limit(float) {
+  return 87.0f;
+}
+FASTSEQ_INLINE double exp_limit(double) {
+  return 708.0;
+}
 
-template <class A> FASTSEQ_INLINE Vec<A> sigmoid_of(Vec<A> x) {
+template <class A>
+FASTSEQ_INLINE Vec<A> sigmoid_of(Vec<A> x) {
   const Vec<A> limit = splat(exp_limit(A())), lowest = -limit;
   Vec<A> y = -x;
   y = y > limit ? limit : y;
   y = y < lowest ? lowest : y;
   return 1 / (1 + exp_clamped(y));
 }
-FASTSEQ_INLINE Vec<float> sigmoid(Vec<float> x) { return sigmoid_of<float>(x); }
-FASTSEQ_INLINE Vec<double> sigmoid(Vec<double> x) { return sigmoid_of<double>(x); }
+FASTSEQ_INLINE Vec<float> sigmoid(Vec<float> x) {
+  return sigmoid_of<float>(x);
+}
+FASTSEQ_INLINE Vec<double> sigmoid(Vec<double> x) {
+  return sigmoid_of<double>(x);
+}
 
 // tanh for |x| < 0.625, from x and x squared.
 FASTSEQ_INLINE Vec<float> tanh_small(Vec<float> x, Vec<float> z) {
@@ -72,7 +81,8 @@ FASTSEQ_INLINE Vec<double> tanh_small(Vec<double> x, Vec<double> z) {
   return (p / q) * z * x + x;
 }
 
-template <class A> FASTSEQ_INLINE Vec<A> tanh_of(Vec<A> x) {
+template <class A>
+FASTSEQ_INLINE Vec<A> tanh_of(Vec<A> x) {
   const Vec<A> magnitude = x < 0 ? -x : x;
   const Vec<A> limit = splat(A(22)); // tanh is 1 in double from here on
   const Vec<A> clamped = magnitude > limit ? limit : magnitude;
@@ -80,7 +90,11 @@ template <class A> FASTSEQ_INLINE Vec<A> tanh_of(Vec<A> x) {
   const Vec<A> signed_large = x < 0 ? -large : large;
   return magnitude < splat(A(0.625)) ? tanh_small(x, x * x) : signed_large;
 }
-FASTSEQ_INLINE Vec<float> tanh(Vec<float> x) { return tanh_of<float>(x); }
-FASTSEQ_INLINE Vec<double> tanh(Vec<double> x) { return tanh_of<double>(x); }
+FASTSEQ_INLINE Vec<float> tanh(Vec<float> x) {
+  return tanh_of<float>(x);
+}
+FASTSEQ_INLINE Vec<double> tanh(Vec<double> x) {
+  return tanh_of<double>(x);
+}
 
 } // namespace
