@@ -1,4 +1,4 @@
-"""fastseq: drop-in recurrent layers for PyTorch, fast on CPU and GPU."""
+"""fastseq: drop-in recurrent layers and attention for PyTorch, fast on CPU and GPU."""
 
 from pathlib import Path as _Path
 
@@ -8,6 +8,12 @@ if (_Path(__file__).parent.parent / "setup.py").is_file():
 
 from . import nn, ops
 from .config import show_config
+from .functional import (
+    flash_attn_func,
+    flash_attn_varlen_func,
+    flash_attn_with_kvcache,
+    scaled_dot_product_attention,
+)
 from .nn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from .patch import PatchReport, patch, patch_torch, unpatch
 
@@ -21,10 +27,14 @@ __all__ = [
     "LSTMCell",
     "PatchReport",
     "RNNCell",
+    "flash_attn_func",
+    "flash_attn_varlen_func",
+    "flash_attn_with_kvcache",
     "nn",
     "ops",
     "patch",
     "patch_torch",
+    "scaled_dot_product_attention",
     "show_config",
     "unpatch",
 ]
