@@ -12,9 +12,12 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +33,14 @@ SPILL_BOUND = 256
 class Target:
     backend: str
     arch: int | str
-    warp: int
     limits: Limits
 
 
 TARGETS = {
-    "sm_80": Target("cuda", 80, 32, Limits(108, 163 * 1024)),
-    "sm_90": Target("cuda", 90, 32, Limits(132, 227 * 1024)),
-    "sm_100": Target("cuda", 100, 32, Limits(148, 227 * 1024)),
-    "gfx942": Target("hip", "gfx942", 64, Limits(304, 64 * 1024)),
+    "sm_80": Target("cuda", 80, Limits(108, 163 * 1024)),
+    "sm_90": Target("cuda", 90, Limits(132, 227 * 1024)),
+    "sm_100": Target("cuda", 100, Limits(148, 227 * 1024)),
+    "gfx942": Target("hip", "gfx942", Limits(304, 64 * 1024, warp=64)),
 }
 
 
@@ -91,7 +93,7 @@ def _resources(compiled: Any, backend: str) -> tuple[int, int, int]:
     if backend == "hip":
         text = compiled.asm["amdgcn"]
         read = lambda key: int(re.search(rf"\.{key}:\s+(\d+)", text)[1])  # noqa: E731
-        return read("vgpr_count"), 4 * read("vgpr_spill_count"), read("group_segment_fixed_size")
+        return read("vgpr_count"), 4 * read("vgpr_spill_count"), compiled.metadata.shared
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -131,7 +133,9 @@ def build(target_name: str, module: str, index: int) -> list[Result]:
         start = time.perf_counter()
         try:
             compiled = triton.compile(
-                source, target=GPUTarget(target.backend, target.arch, target.warp), options=options
+                source,
+                target=GPUTarget(target.backend, target.arch, target.limits.warp),
+                options=options,
             )
             result.registers, result.spilled, result.shared = _resources(compiled, target.backend)
             if result.shared > target.limits.shared:
@@ -149,8 +153,23 @@ def _builds(module: str, target: Target) -> Any:
     return importlib.import_module(f".{module}", __package__).builds(target.limits)
 
 
-def _work(job: tuple[str, str, int]) -> list[Result]:
-    return build(*job)
+def _in_processes(work: list[tuple[str, str, int]], jobs: int) -> list[list[Result]]:
+    """Each case in one of ``jobs`` processes; a compiler that aborts costs its case, not the table."""
+    here = threading.local()
+
+    def run(job: tuple[str, str, int]) -> list[Result]:
+        if not hasattr(here, "pool"):
+            here.pool = ProcessPoolExecutor(1, get_context("spawn"))
+        try:
+            return here.pool.submit(build, *job).result()
+        except BrokenProcessPool:
+            del here.pool
+            target, module, index = job
+            label = list(_builds(module, TARGETS[target]))[index][0]
+            return [Result("?", target, label, "", "", 0, problem="the compiler aborted")]
+
+    with ThreadPoolExecutor(jobs) as threads:
+        return list(threads.map(run, work))
 
 
 def build_all(targets: list[str], jobs: int = 1, quick: bool = False) -> list[Result]:
@@ -161,10 +180,7 @@ def build_all(targets: list[str], jobs: int = 1, quick: bool = False) -> list[Re
         for index, (_, in_quick, _) in enumerate(_builds(module, TARGETS[target]))
         if in_quick or not quick
     ]
-    if jobs == 1:
-        return [result for job in work for result in build(*job)]
-    with ProcessPoolExecutor(jobs) as pool:
-        return [result for results in pool.map(_work, work) for result in results]
+    return [result for results in _in_processes(work, jobs) for result in results]
 
 
 def print_table(results: list[Result]) -> None:

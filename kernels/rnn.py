@@ -34,7 +34,11 @@ assumed_limits = Limits(multiprocessors=132, shared=227 * 1024)
 def _limits_of(index: int) -> Limits:
     properties = torch.cuda.get_device_properties(index)
     shared = getattr(properties, "shared_memory_per_block_optin", 0)
-    return Limits(properties.multi_processor_count, shared or properties.shared_memory_per_block)
+    return Limits(
+        properties.multi_processor_count,
+        shared or properties.shared_memory_per_block,
+        getattr(properties, "warp_size", 32),
+    )
 
 
 def _limits(device: torch.device) -> Limits:

@@ -70,8 +70,8 @@ def builds(limits: Limits) -> Iterator[Build]:
         (False, "step", "LSTM", double, 64, {"norm": True, "width": 32}),
         (False, "sequence", "LSTM", half, 64, {}),
         (True, "sequence", "LSTM", half, 128, {}),
-        (False, "sequence", "LSTM", single, 64, {}),
-        (False, "sequence", "LSTM", half, 64, {"norm": True, "width": 32, "extras": True}),
+        (False, "sequence", "GRU", single, 64, {"extras": True}),
+        (False, "sequence", "LSTM", half, 32, {"norm": True, "width": 16, "extras": True}),
         (False, "sequence", "GRU", half, 128, {"extras": True}),
         (True, "sequence", "GRU", single, 32, {"norm": True}),
         (False, "sequence", "RNN_TANH", half, 128, {}),
@@ -80,9 +80,9 @@ def builds(limits: Limits) -> Iterator[Build]:
         (True, "persistent", "LSTM", half, 1024, {}),
         (False, "persistent", "LSTM", half, 512, {"extras": True, "directions": 2}),
         (False, "persistent", "LSTM", single, 512, {}),
+        (False, "persistent", "LSTM", single, 64, {"extras": True, "directions": 2}),
         (False, "persistent", "GRU", half, 512, {"directions": 2}),
         (True, "persistent", "GRU", half, 1024, {}),
-        (False, "persistent", "GRU", single, 256, {}),
         (False, "persistent", "RNN_TANH", half, 1024, {}),
     ]
     for quick, kernel, mode, dtype, hidden, options in cases:

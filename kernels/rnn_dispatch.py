@@ -3,13 +3,15 @@
 Knows sizes and device limits only; no tensor, no Triton.
 """
 
+import itertools
 import os
 from dataclasses import dataclass
 
 GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "GRU": 3, "LSTM": 4}
 KERNELS = ("step", "sequence", "persistent")
-# Whole-row kernels hold a row of every gate in registers.
+# float32 products are unrolled multiply-adds: beyond this their code takes minutes to compile.
 _PERSISTENT_MAX_HIDDEN_FP32 = 512
+_SLICES = (128, 64, 32, 16)  # of K, for each warp
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,7 @@ class Limits:
 
     multiprocessors: int
     shared: int  # bytes of shared memory a program may have
+    warp: int = 32  # threads
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Persistent:
     KS: int
     KC: int
     CHUNKS: int
+    AHEAD: bool  # backward: loads the next gate's operand during this one's product
     num_warps: int
 
 
@@ -77,7 +81,7 @@ def step_config(p: Problem) -> Step:
     rows = power_of_two(p.batch) if p.batch <= 4 else min(power_of_two(p.batch, 16), 64)
     if p.itemsize == 4:
         return Step(BM=min(rows, 32), BN=32, BK=32, num_warps=4)
-    return Step(BM=rows, BN=32, BK=64, num_warps=4)
+    return Step(BM=rows, BN=32, BK=64, num_warps=8 if rows > 32 else 4)
 
 
 def rows_config(width: int) -> tuple[int, int, int]:
@@ -94,10 +98,11 @@ def sequence_config(p: Problem, limits: Limits) -> Sequence | None:
     tiles = p.gates + (p.width != p.hidden)
     weights = tiles * columns * width * p.itemsize
     operands = 16 * max(columns, width) * p.itemsize * 4
-    largest = 64 if p.itemsize == 4 else 256
+    # Registers: float32 tiles take twice as many, and a wavefront's twice as many lanes share them.
+    largest = 2048 // limits.warp if p.itemsize == 4 else 256
     if max(columns, width) > largest or weights + operands > limits.shared:
         return None
-    return Sequence(BM=16, BH=columns, BP=width, num_warps=4 if columns <= 64 else 8)
+    return Sequence(BM=16, BH=columns, BP=width, num_warps=4 if columns * p.itemsize <= 128 else 8)
 
 
 def persistent_config(p: Problem, limits: Limits, backward: bool) -> Persistent | None:
@@ -107,22 +112,29 @@ def persistent_config(p: Problem, limits: Limits, backward: bool) -> Persistent 
     if p.itemsize == 4 and p.hidden > _PERSISTENT_MAX_HIDDEN_FP32:
         return None
     gates = p.gates if backward else p.padded_gates
-    # A warp for each slice of K, and as many units as give each thread one element.
-    for units, warps in ((16, 8), (8, 4)):
-        if -(-p.hidden // units) * p.directions > limits.multiprocessors:
+    # As many units as give each thread one element, and a warp for each slice of K.
+    for units in (16, 8):
+        warps = 16 * units // limits.warp
+        if warps < 4 or -(-p.hidden // units) * p.directions > limits.multiprocessors:
             continue
         options = []
-        for kc in (128, 64, 32, 16):
-            chunk = warps * kc
-            chunks = -(-p.hidden // chunk)
-            weights = gates * units * chunks * chunk * p.itemsize
-            staged = 16 * chunk * p.itemsize * (2 if backward else 1)
+        for ahead, kc in itertools.product((True, False) if backward else (False,), _SLICES):
+            width = -(-p.hidden // (warps * kc)) * warps * kc
+            weights = gates * units * width * p.itemsize
+            operand = 16 * width * p.itemsize * (2 if ahead else 1)
             sums = warps * 16 * units * (1 if backward else gates) * 4
-            if weights + max(staged, sums) <= limits.shared and chunks <= 8:
-                options.append((chunks * chunk, -kc, Persistent(16, units, warps, kc, chunks, warps)))
+            if weights + max(operand, sums) <= limits.shared:
+                chunks = width // (warps * kc)
+                config = Persistent(16, units, warps, kc, chunks, ahead, warps)
+                options.append(((width, chunks, not ahead), config))
         if options:
-            return min(options, key=lambda option: option[:2])[2]
+            return min(options, key=lambda option: option[0])[1]
     return None
+
+
+def _aborts(p: Problem) -> bool:
+    """Triton 3.9's LLVM aborts on the float32 LSTM (an assertion in its SLP vectorizer)."""
+    return p.mode == "LSTM" and p.itemsize == 4
 
 
 def choose(p: Problem, limits: Limits, backward: bool) -> str:
@@ -131,7 +143,7 @@ def choose(p: Problem, limits: Limits, backward: bool) -> str:
     if wanted and wanted not in KERNELS:
         raise ValueError(f"FASTSEQ_RNN_KERNEL must be one of {', '.join(KERNELS)}; got {wanted!r}")
     serves = {
-        "sequence": sequence_config(p, limits) is not None,
+        "sequence": sequence_config(p, limits) is not None and (bool(wanted) or not _aborts(p)),
         "persistent": persistent_config(p, limits, backward) is not None,
         "step": True,
     }

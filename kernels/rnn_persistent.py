@@ -115,7 +115,7 @@ def state_weights(
 def state_product(
     grad_u, weights, zeros, start, rows, size, like, d, D,
     H: tl.constexpr, G: tl.constexpr, PRECISION: tl.constexpr,
-    KS: tl.constexpr, KC: tl.constexpr, CHUNKS: tl.constexpr,
+    KS: tl.constexpr, KC: tl.constexpr, CHUNKS: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """W_hh^T grad_u for this program's units, [BM, BN]; grad_u (N, D, G, H) from row ``start``."""
     BM: tl.constexpr = like.shape[0]
@@ -124,12 +124,14 @@ def state_product(
     out = tl.zeros([KS, BM, BN], dtype=like.dtype)
     a = load_chunks(base, rows, size, H, KS, KC, CHUNKS)
     for g in tl.static_range(G):
-        ahead = a
-        if g + 1 < G:  # the next gate's operand is on its way during this one's product
-            ahead = load_chunks(base + (g + 1) * H, rows, size, H, KS, KC, CHUNKS)
+        following = a
+        if AHEAD and g + 1 < G:
+            following = load_chunks(base + (g + 1) * H, rows, size, H, KS, KC, CHUNKS)
         for q in tl.static_range(CHUNKS):
             out = product(a[q], weights[g * CHUNKS + q], out, PRECISION)
-        a = ahead
+        if not AHEAD and g + 1 < G:
+            following = load_chunks(base + (g + 1) * H, rows, size, H, KS, KC, CHUNKS)
+        a = following
     # Zeros, loaded for the sake of the layout: see gates_product.
     at = zeros + rows * 0 + tl.arange(0, BN)[None, :]
     return tl.sum(out, 0) + tl.load(at, mask=rows >= 0, other=0)
@@ -143,6 +145,7 @@ def rnn_forward_persistent(
     H: tl.constexpr, G: tl.constexpr, MODE: tl.constexpr, ZONEOUT: tl.constexpr,
     SAVE: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr, GP: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, KS: tl.constexpr, KC: tl.constexpr, CHUNKS: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):  # fmt: skip
     """All steps without layer norm and projection; grid (unit tiles, batch programs, directions)."""
     d = tl.program_id(2)
@@ -187,6 +190,7 @@ def rnn_backward_persistent(
     H: tl.constexpr, G: tl.constexpr, MODE: tl.constexpr, ZONEOUT: tl.constexpr,
     PACKED: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, KS: tl.constexpr, KC: tl.constexpr, CHUNKS: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):  # fmt: skip
     """All backward steps without layer norm and projection; grid as the forward's."""
     d = tl.program_id(2)
@@ -216,7 +220,7 @@ def rnn_backward_persistent(
                     wait(counter - D * tiles, tl.num_programs(0))
                 fed_back = state_product(
                     grad_u, weights, zeros, start_done, rows, size_done, like, d, D,
-                    H, G, PRECISION, KS, KC, CHUNKS,
+                    H, G, PRECISION, KS, KC, CHUNKS, AHEAD,
                 )  # fmt: skip
                 backward_point(
                     fed_back, carried, out, saved, hn_tile, h_prev, c_prev, dc_tile, h_mask,

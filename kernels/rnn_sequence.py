@@ -46,6 +46,13 @@ def whole_weights(w_hh, j, k, d, H: tl.constexpr, P: tl.constexpr, G: tl.constex
 
 
 @triton.jit
+def projection_weights(w_hr, j, k, d, H: tl.constexpr, P: tl.constexpr):
+    """w_hr (D, P, H) over units ``j`` and state ``k``, whichever of them is the column."""
+    at = w_hr + (tl.cast(d, tl.int64) * P + k) * H + j
+    return tl.load(at, mask=(j < H) & (k < P), other=0)
+
+
+@triton.jit
 def load_mask(h_mask, rows, k, valid, d, B, like, P: tl.constexpr):
     """Recurrent dropout's factors, [BM, BP]; 1 where there is none."""
     mask = like * 0 + 1
@@ -77,8 +84,7 @@ def rnn_forward_sequence(
 
     weights = whole_weights(w_hh, units, k[:, None], d, H, P, G)
     if PROJECTED:
-        at = w_hr + (tl.cast(d, tl.int64) * P + outs) * H + j[:, None]
-        projection = tl.load(at, mask=(outs < P) & (j[:, None] < H), other=0)
+        projection = projection_weights(w_hr, j[:, None], outs, d, H, P)
     zero = tl.zeros([BM, BH], dtype=ACC)
     ln = cell_norm_weights(ln_cell, units, d, zero, H, LN_CELL)
     mask = load_mask(h_mask, rows, outs, mine, d, B, tl.zeros([BM, BP], dtype=ACC), P)
@@ -193,8 +199,7 @@ def rnn_backward_sequence(
 
     weights = whole_weights(w_hh, j[:, None], outs, d, H, P, G)
     if PROJECTED:
-        at = w_hr + (tl.cast(d, tl.int64) * P + k[:, None]) * H + units
-        projection = tl.load(at, mask=(k[:, None] < P) & (units < H), other=0)
+        projection = projection_weights(w_hr, units, k[:, None], d, H, P)
     zero = tl.zeros([BM, BH], dtype=ACC)
     zero_out = tl.zeros([BM, BP], dtype=ACC)
     ln = cell_norm_weights(ln_cell, units, d, zero, H, LN_CELL)
@@ -242,8 +247,8 @@ def rnn_backward_sequence(
         if MODE == "GRU" or LN:
             store_gates(grad_u, du, start, rows, units, active, d, D, G, H)
         if LN_CELL:
-            at = grad_ln_cell + ((start + rows) * D + d) * H + units
-            tl.store(at, dln.to(grad_ln_cell.dtype.element_ty), mask=active)
+            into = grad_ln_cell + ((start + rows) * D + d) * H + units
+            tl.store(into, dln.to(grad_ln_cell.dtype.element_ty), mask=active)
         if MODE == "LSTM":
             dc = tl.where(active, dc_prev, dc)
         if MODE == "GRU":
