@@ -47,10 +47,10 @@ class Timing:
 class Budget:
     """How long to time a case: turns go on until both ``seconds`` and ``least`` are reached."""
 
-    seconds: float = 2.0
+    seconds: float = 1.2
     least: int = 7
     most: int = 300
-    patience: float = 3.0  # after this many times ``seconds`` three turns are enough
+    patience: float = 2.5  # after this many times ``seconds`` three turns are enough
 
 
 def _seconds(function: Callable[[], object], calls: int, device: torch.device) -> float:
@@ -115,7 +115,7 @@ def calm(
     while True:
         attempts.append(interleave(functions, device, budget))
         spreads = [max(t.spread for t in timings.values()) for timings in attempts]
-        long = time.perf_counter() - begin > 6 * budget.seconds
+        long = time.perf_counter() - begin > 3 * budget.seconds
         if spreads[-1] < NOISY or len(attempts) == 3 or long:
             return attempts[spreads.index(min(spreads))]
 

@@ -121,7 +121,7 @@ def run(
     chosen = suite(device, quick, only) if cases is None else cases
     if not chosen:
         raise ValueError(f"no case of the recurrent suite matches {only!r}")
-    budget = budget or (Budget(seconds=0.3, least=5) if quick else Budget(seconds=1.6))
+    budget = budget or (Budget(seconds=0.3, least=5) if quick else Budget(seconds=1.2))
     begin = time.perf_counter()
     record: dict[str, object] = {
         "suite": "rnn",
