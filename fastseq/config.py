@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from . import _extension, kernels  # type: ignore[attr-defined]  # kernels lies outside fastseq/
+from . import _extension, kernels
 
 OPERATORS = ("rnn_scan", "rnn_scan_backward")
 DEVICES = {"cpu": "CPU", "cuda": "CUDA"}  # dispatch keys
