@@ -1,6 +1,5 @@
 """RNN, LSTM, GRU against torch's: values and gradients of every constructor and call form."""
 
-import copy
 import inspect
 from typing import Any
 
@@ -163,12 +162,14 @@ def test_any_shape_and_flags(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_repeats_to_the_bit(name: str) -> None:
+def test_same_bits_on_any_number_of_threads(name: str) -> None:
     ours, _ = pair(name, INPUT, 70, bidirectional=True)
     arguments = (padded(ours, 20, 17),)
-    first = results(ours, arguments, torch.float32)
-    for a, b in zip(first, results(copy.deepcopy(ours), arguments, torch.float32)):
-        assert torch.equal(a, b)
+    first = results(ours, arguments, torch.float32)[:2]
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        for a, b in zip(first, results(ours, arguments, torch.float32)):
+            assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("name", LAYERS)
