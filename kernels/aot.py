@@ -25,7 +25,7 @@ from .rnn_dispatch import Limits
 
 # Modules with a function builds(limits) that yields (label, in the quick subset, what launches).
 REGISTRY = ("rnn_builds",)
-# Bytes a thread may spill. Whole rows of small layers in float32 take all registers.
+# Bytes a thread may spill: float32 products, unrolled multiply-adds, use up the registers.
 SPILL_BOUND = 256
 
 
@@ -108,6 +108,12 @@ def _dtype(launch: Any) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
+def problem_of(shared: int, spilled: int, limits: Limits) -> str:
+    if shared > limits.shared:
+        return f"shared memory over {limits.shared}"
+    return f"spills over {SPILL_BOUND} bytes" if spilled > SPILL_BOUND else ""
+
+
 def build(target_name: str, module: str, index: int) -> list[Result]:
     """Compiles the kernels of one registered case for one target."""
     import triton
@@ -138,10 +144,7 @@ def build(target_name: str, module: str, index: int) -> list[Result]:
                 options=options,
             )
             result.registers, result.spilled, result.shared = _resources(compiled, target.backend)
-            if result.shared > target.limits.shared:
-                result.problem = f"shared memory over {target.limits.shared}"
-            elif result.spilled > SPILL_BOUND:
-                result.problem = f"spills over {SPILL_BOUND} bytes"
+            result.problem = problem_of(result.shared, result.spilled, target.limits)
         except Exception as failure:
             result.problem = f"{type(failure).__name__}: {str(failure).strip()[-400:]}"
         result.seconds = round(time.perf_counter() - start, 2)

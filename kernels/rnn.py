@@ -62,7 +62,9 @@ class _Steps:
     lengths: Tensor | None
 
     @classmethod
-    def of(cls, batch_sizes: Tensor | None, rows: int, batch: int, device: torch.device) -> "_Steps":
+    def of(
+        cls, batch_sizes: Tensor | None, rows: int, batch: int, device: torch.device
+    ) -> "_Steps":
         if batch_sizes is None:
             return cls(None, rows // batch if batch else 0, batch, None, None)
         steps = batch_sizes.numel()
@@ -140,7 +142,9 @@ def _tile(config: Any) -> str:
     return " ".join(f"{k}={v}" for k, v in asdict(config).items() if k != "num_warps")
 
 
-def _launch(kernel: Any, values: dict[str, Any], config: Any, stages: int, **options: Any) -> Launch:
+def _launch(
+    kernel: Any, values: dict[str, Any], config: Any, stages: int, **options: Any
+) -> Launch:
     tiles = asdict(config)
     warps = tiles.pop("num_warps")
     return Launch(
@@ -304,7 +308,9 @@ def _rows_forward(problem: Problem, values: dict[str, Any], steps: _Steps) -> No
     buffer = lambda n: c.new_empty(directions, batch, n)  # noqa: E731
     u_product = buffer(problem.gates * hidden)
     m = fed.new_empty(directions, batch, hidden) if projected else None
-    products = [_product(problem, values, fed[i], values["w_hh"], u_product, "state") for i in (0, 1)]
+    products = [
+        _product(problem, values, fed[i], values["w_hh"], u_product, "state") for i in (0, 1)
+    ]
     rows, rows_height = _rows_launch(
         rnn_rows.rnn_forward_rows, {**values, "u_product": u_product, "m": m}, hidden
     )
@@ -361,7 +367,11 @@ def rnn_scan_backward(
     if num_rows == 0:
         passed = [
             torch.zeros_like(h0) if grad_h_n is None else grad_h_n.clone(),
-            absent if c0 is None else torch.zeros_like(c0) if grad_c_n is None else grad_c_n.clone(),
+            absent
+            if c0 is None
+            else torch.zeros_like(c0)
+            if grad_c_n is None
+            else grad_c_n.clone(),
         ]
         return grad_gx, grad_u, grad_proj, grad_ln_cell, passed[0], passed[1]
 
@@ -435,9 +445,7 @@ def _rows_backward(problem: Problem, values: dict[str, Any], steps: _Steps) -> N
         head, head_grid = _tile_launch(
             rnn_rows.rnn_backward_head, {**values, "fed_back": fed_back}, problem
         )
-        unproject = _product(
-            problem, values, values["grad_proj"], values["w_hr"], into_rows, "now"
-        )
+        unproject = _product(problem, values, values["grad_proj"], values["w_hr"], into_rows, "now")
     rows, rows_height = _rows_launch(
         rnn_rows.rnn_backward_rows, {**values, "product": into_rows}, hidden
     )

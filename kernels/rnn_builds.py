@@ -97,7 +97,11 @@ def builds(limits: Limits) -> Iterator[Build]:
                 continue
             if kernel == "persistent" and persistent_config(problem, limits, backward) is None:
                 continue
-            names = [mode, f"H={hidden}", *(k if v is True else f"{k}={v}" for k, v in options.items())]
+            names = [
+                mode,
+                f"H={hidden}",
+                *(k if v is True else f"{k}={v}" for k, v in options.items()),
+            ]
             yield (
                 " ".join(names),
                 quick,

@@ -111,7 +111,7 @@ def normalize(x, valid, COUNT: tl.constexpr, EPS: tl.constexpr):
     squares = tl.sum(centred[0] * centred[0], 1)
     for g in tl.static_range(1, len(x)):
         squares += tl.sum(centred[g] * centred[g], 1)
-    rstd = 1 / tl.sqrt((squares / COUNT + EPS))[:, None]
+    rstd = 1 / tl.sqrt(squares / COUNT + EPS)[:, None]
     normalized = (centred[0] * rstd,)
     for g in tl.static_range(1, len(x)):
         normalized = normalized + (centred[g] * rstd,)
@@ -209,7 +209,12 @@ def cell_backward(
             dln = dh * o * (1 - th * th)
             dm = dln
         dm += dc * keep_c
-        pre = (dm * g * i * (1 - i), dm * c_prev * f * (1 - f), dm * i * (1 - g * g), dh * th * o * (1 - o))
+        pre = (
+            dm * g * i * (1 - i),
+            dm * c_prev * f * (1 - f),
+            dm * i * (1 - g * g),
+            dh * th * o * (1 - o),
+        )
         du = pre
         dc_prev = dc * (1 - keep_c) + dm * f
         dh_prev = dln

@@ -149,6 +149,8 @@ def choose(p: Problem, limits: Limits, backward: bool) -> str:
     }
     if wanted:
         if not serves[wanted]:
-            raise RuntimeError(f"FASTSEQ_RNN_KERNEL={wanted}, which cannot serve {p} within {limits}")
+            raise RuntimeError(
+                f"FASTSEQ_RNN_KERNEL={wanted}, which cannot serve {p} within {limits}"
+            )
         return wanted
     return next(name for name, served in serves.items() if served)

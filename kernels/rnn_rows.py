@@ -44,9 +44,7 @@ def rnn_product(
         valid = rows < B
         base = a + (d * B + rows).to(tl.int64) * K
     else:
-        _, start, size, start_done, size_done, _, _ = backward_times(
-            s, T, offsets, d, T, B, PACKED
-        )
+        _, start, size, start_done, size_done, _, _ = backward_times(s, T, offsets, d, T, B, PACKED)
         if WHERE == "done":
             start = start_done
             size = size_done
@@ -165,9 +163,7 @@ def rnn_backward_rows(
     d = tl.program_id(1)
     rows = tl.program_id(0) * BM + tl.arange(0, BM)[:, None]
     units = tl.arange(0, BN)[None, :]
-    t, start, size, _, _, start_before, size_before = backward_times(
-        s, T, offsets, d, T, B, PACKED
-    )
+    t, start, size, _, _, start_before, size_before = backward_times(s, T, offsets, d, T, B, PACKED)
     active = (rows < size) & (units < H)
     like = tl.zeros([BM, BN], dtype=dc.dtype.element_ty)
     saved, hn_tile, h_prev, c_prev, dc_tile = load_backward(

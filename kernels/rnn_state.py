@@ -75,9 +75,7 @@ def norm_weights(ln_gates, units, d, like, H: tl.constexpr, G: tl.constexpr):
 
 
 @triton.jit
-def gates_norm(
-    u, ln_gates, units, valid, d, H: tl.constexpr, G: tl.constexpr, EPS: tl.constexpr
-):
+def gates_norm(u, ln_gates, units, valid, d, H: tl.constexpr, G: tl.constexpr, EPS: tl.constexpr):
     """Layer norm of the recurrent product over all gates of whole rows."""
     normalized, _ = normalize(u, valid, G * H, EPS)
     gamma = norm_weights(ln_gates, units, d, u[0], H, G)
@@ -162,7 +160,9 @@ def store_state(
     half = ((s + 1) % 2) * tl.cast(B, tl.int64) * (D * P)
     if h_mask is not None:
         mask = tl.load(h_mask + state, mask=active, other=0).to(h_new.dtype)
-        tl.store(fed + half + state, (rounded.to(h_new.dtype) * mask).to(rounded.dtype), mask=active)
+        tl.store(
+            fed + half + state, (rounded.to(h_new.dtype) * mask).to(rounded.dtype), mask=active
+        )
     else:
         tl.store(fed + half + state, rounded, mask=active)
     arrive(counter)
@@ -255,9 +255,7 @@ def finish_forward(
 
 
 @triton.jit
-def load_gradient(
-    grad_output, dh, start, rows, units, active, d, B, D, P: tl.constexpr
-):
+def load_gradient(grad_output, dh, start, rows, units, active, d, B, D, P: tl.constexpr):
     """Gradient of h_t but for the product: what is carried (acc. type), and the output's as stored."""
     state = (d * B + rows).to(tl.int64) * P + units
     carried = tl.load(dh + state, mask=(rows < B) & (units < P), other=0)
@@ -266,9 +264,7 @@ def load_gradient(
 
 
 @triton.jit
-def gradient_of_state(
-    fed_back, carried, out, h_mask, rows, units, d, B, P: tl.constexpr
-):
+def gradient_of_state(fed_back, carried, out, h_mask, rows, units, d, B, P: tl.constexpr):
     """Gradient of h_t: what is carried, what the following step's product sends back, and the output's."""
     if h_mask is not None:
         state = (d * B + rows).to(tl.int64) * P + units
@@ -367,9 +363,7 @@ def finish_backward(
         ln, active, H, MODE, LN_CELL, EPS,
     )  # fmt: skip
     if LN:
-        du = gates_norm_backward(
-            du, u_raw, ln_gates, start, rows, units, active, d, D, H, G, EPS
-        )
+        du = gates_norm_backward(du, u_raw, ln_gates, start, rows, units, active, d, D, H, G, EPS)
     store_gates(grad_u, du, start, rows, units, active, d, D, G, H)
     arrive(counter)
     if MODE == "GRU" or LN:

@@ -1,0 +1,24 @@
+"""The recurrent Triton kernels under Triton's interpreter against the reference in float64.
+
+Each group runs in a process of its own: TRITON_INTERPRET must be set before Triton is imported. The
+persistent kernels run with a thread for each program, so their waiting is exercised too.
+"""
+
+import pytest
+
+from fastseq import kernels
+
+pytestmark = pytest.mark.skipif(not kernels.available(), reason=str(kernels.reason()))
+
+from fastseq.kernels.check import in_process  # noqa: E402
+from fastseq.kernels.rnn_cases import cases, groups  # noqa: E402
+
+
+@pytest.mark.parametrize("group", groups(interpreted=True), ids=" ".join)
+def test_parity(group: tuple[str, str, str]) -> None:
+    outcomes = in_process(group, interpreted=True, seconds=240)
+    assert len(outcomes) == len(list(cases(*group, True)))
+    failed = [outcome for outcome in outcomes if not outcome["passed"]]
+    assert not failed, failed
+    # Nothing passes for want of results to compare.
+    assert all(len(outcome["error_ratios"]) >= 5 for outcome in outcomes)
