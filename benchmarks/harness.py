@@ -156,6 +156,13 @@ def peak_memory(function: Callable[[], object], device: torch.device) -> int:
     return most
 
 
+def operators(function: Callable[[], object]) -> set[str]:
+    """Names of the operators that one call reaches."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        function()
+    return {event.name for event in profiler.events() or ()}
+
+
 def gemm_seconds(
     rows: int, inner: int, columns: int, dtype: torch.dtype, device: torch.device
 ) -> float:

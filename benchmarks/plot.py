@@ -57,7 +57,7 @@ def overview(record: dict, path: Path) -> None:
     """A bar a group (geometric mean) with a dot a case."""
     groups: dict[str, list[float]] = {}
     for entry in record["results"]:
-        if entry["status"] == "ok":
+        if entry["status"] == "ok" and entry["served_by"] == "fastseq":
             groups.setdefault(entry["group"], []).append(entry["speedup"])
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8.4, 0.62 + 0.36 * len(groups)))
@@ -162,6 +162,8 @@ def _page(
                 va="center",
                 fontweight="bold",
             )
+        elif entry["status"] == "ok" and entry["served_by"] == "torch":
+            axes.text(1.04, y, "served by torch", va="center", fontsize=8, style="italic")
         elif entry["status"] == "ok":
             speedup = entry["speedup"]
             _bar(axes, y, speedup, height=0.72)

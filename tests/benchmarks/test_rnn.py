@@ -37,6 +37,7 @@ TINY = [
 def test_case_is_measured(case):
     entry = rnn.measure(case, CPU, SHORT)
     assert entry["status"] == "ok", entry
+    assert entry["served_by"] == "fastseq"
     assert entry["speedup"] > 0
     assert set(entry["milliseconds"]) == {"fastseq", case.baseline}
     assert entry["floor_percent"] > 0
@@ -69,6 +70,16 @@ def test_wrong_gradient_gets_no_speed(monkeypatch):
     entry = rnn.measure(Case("tiny", "LSTM", 2, 6, 3, train=True), CPU, SHORT)
     assert entry["status"] == "failed parity"
     assert "grad input" in entry["parity"]["result"]
+
+
+def test_torch_against_itself_is_told_and_not_counted(monkeypatch, tmp_path):
+    monkeypatch.setattr(fastseq.GRU, "forward", torch.nn.GRU.forward)
+    record = rnn.run(tmp_path, CPU, cases=[TINY[1], TINY[0]], budget=SHORT)
+    handed, ours = record["results"]
+    assert handed["served_by"] == "torch"
+    assert record["summary"]["served_by_torch"] == 1
+    assert record["summary"]["geometric_mean"] == pytest.approx(ours["speedup"])
+    assert "(served by torch)" in (tmp_path / "REPORT.md").read_text()
 
 
 def test_run_writes_json_report_and_pictures(tmp_path, monkeypatch, capsys):
