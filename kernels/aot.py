@@ -1,7 +1,7 @@
 """``python -m fastseq.kernels.aot``: compiles every Triton kernel for GPUs that need not be there.
 
-Prints registers, shared memory and spills of each; exit 1 on a failed build, a spill over the bound,
-or more shared memory than the target has.
+Prints registers, shared memory and spills of each; exit 1 on a failed build, a spill over the
+bound, or more shared memory than the target has.
 """
 
 import argparse
@@ -157,7 +157,7 @@ def _builds(module: str, target: Target) -> Any:
 
 
 def _in_processes(work: list[tuple[str, str, int]], jobs: int) -> list[list[Result]]:
-    """Each case in one of ``jobs`` processes; a compiler that aborts costs its case, not the table."""
+    """Each case in one of ``jobs`` processes: a compiler that aborts costs its case alone."""
     here = threading.local()
 
     def run(job: tuple[str, str, int]) -> list[Result]:

@@ -1,4 +1,4 @@
-"""``python -m fastseq.kernels.check --out DIR``: parity of every Triton kernel on this machine's card.
+"""``python -m fastseq.kernels.check --out DIR``: parity of the Triton kernels on this card.
 
 Groups of cases run in processes of their own, under a time limit each, so that a kernel that fails
 or waits for ever costs its group alone. Without a card: Triton's interpreter and a part of the

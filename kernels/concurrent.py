@@ -1,4 +1,4 @@
-"""Triton's interpreter with the programs of a grid as threads, for kernels whose programs wait for one another.
+"""Triton's interpreter with a thread for each program: for programs that wait for one another.
 
 The stock interpreter runs programs one after another; a persistent kernel would wait for ever.
 """

@@ -81,7 +81,7 @@ class _Steps:
         return cls(batch_sizes.tolist(), steps, batch, offsets, lengths)
 
     def longest(self, s: int) -> int:
-        """Sequences of more than s steps: with steps counted for each sequence, those that have an s-th."""
+        """Sequences that have an s-th step, each counting its own."""
         return self.B if self.sizes is None else self.sizes[s]
 
     def present(self, s: int, directions: int, backward: bool) -> int:
@@ -112,7 +112,7 @@ def _accumulate(dtype: torch.dtype) -> torch.dtype:
 
 
 def _zoneout(zoneout: list[float], training: bool) -> dict[str, Any]:
-    """Kernels take the two probabilities as integers: a threshold of 2^32, or z in units of 2^-53."""
+    """The probabilities as integers: a threshold of 2^32, or (mean) z in units of 2^-53."""
     if not any(zoneout):
         return {"ZONEOUT": None, "zone_h": 0, "zone_c": 0}
     if training:
@@ -172,7 +172,7 @@ def rnn_scan(
     training: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(output, h_n, c_n, cells, hn); ``gates`` (N, D, G, H) becomes the activated gates if ``save``."""
+    """(output, h_n, c_n, cells, hn); if ``save``, ``gates`` becomes the activated gates."""
     num_rows, directions, _, hidden = gates.shape
     batch, width = h0.shape[1:]
     acc = _accumulate(gates.dtype)

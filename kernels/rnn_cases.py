@@ -134,7 +134,7 @@ def _moved(tensors: Arguments, **to: Any) -> Arguments:
 
 
 def _gradients(case: Case, tensors: Arguments, saved: tuple[Tensor, ...]) -> Arguments:
-    """``rnn_scan_backward``'s tensors, given (gates, output, h_n, c_n, cells, hn) of the forward."""
+    """``rnn_scan_backward``'s tensors; saved: gates, output, h_n, c_n, cells, hn."""
     dtype = getattr(torch, case.dtype)
     gates, output, h_n, c_n, cells, hn = saved
     generator = torch.Generator().manual_seed(2)
@@ -164,7 +164,7 @@ BACKWARD = ("grad_gx", "grad_u", "grad_proj", "grad_ln_cell", "grad_h0", "grad_c
 def _compare(
     names: tuple[str, ...], ours: list[Tensor], plain: list[Tensor], exact: list[Tensor]
 ) -> dict[str, float]:
-    """Each result's error over the allowed: twice the plain formulas' in the same type, and a few ulp."""
+    """Error over the allowed, twice the plain formulas' in the same type and a few ulp."""
     ratios = {}
     for name, x, y, z in zip(names, ours, plain, exact):
         x, y = x.detach().cpu(), y.cpu()

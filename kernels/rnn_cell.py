@@ -1,4 +1,4 @@
-"""The recurrent cells on tiles, forward and backward: what the step, sequence and persistent kernels share.
+"""The recurrent cells on tiles, forward and backward: what all the recurrent kernels share.
 
 Tiles are [BM, BN]: BM sequences (``rows``, a column of indices) by BN units (``units``, a row of
 indices); gates come as tuples of G tiles. Everything here is in the accumulation type (float32, or
@@ -58,8 +58,8 @@ def span(offsets, t, T, B, PACKED: tl.constexpr):
 
 @triton.jit
 def backward_times(s, steps, offsets, d, T, B, PACKED: tl.constexpr):
-    """Time of a tile's s-th backward step, and (first row, rows) of it, of the time done just before,
-    and of the time that comes before it in the forward pass."""
+    """Time of a tile's s-th backward step; and first row and rows of it, of the time just done, and
+    of the time that comes before it in the forward pass."""
     t = time_of(s, steps, d == 0)
     towards = tl.where(d == 0, -1, 1)
     start, size = span(offsets, t, T, B, PACKED)
@@ -70,7 +70,7 @@ def backward_times(s, steps, offsets, d, T, B, PACKED: tl.constexpr):
 
 @triton.jit
 def load_previous(values, initial, start, size, rows, units, d, B, D, W, valid):
-    """What a step started from, [BM, BN]: ``values`` (N, D, W) at the time before, else ``initial`` (D, B, W)."""
+    """What a step started from: ``values`` (N, D, W) a time before, else ``initial`` (D, B, W)."""
     had = valid & (rows < size)
     old = tl.load(values + ((start + rows) * D + d) * W + units, mask=had, other=0)
     first = tl.load(initial + (d * B + rows).to(tl.int64) * W + units, mask=valid & ~had, other=0)
@@ -79,7 +79,7 @@ def load_previous(values, initial, start, size, rows, units, d, B, D, W, valid):
 
 @triton.jit
 def draw(seed, t, rows, units, d, B, D, W):
-    """Words 0 and 1 of Philox4x32-10 at the element's counter: they decide zoneout of h and of c."""
+    """Words 0 and 1 of Philox4x32-10 for each element: they decide zoneout of h and of c."""
     e = ((tl.cast(t, tl.int64) * B + rows) * D + d) * W + units
     low = (e & 0xFFFFFFFF).to(tl.uint32)
     high = (e >> 32).to(tl.uint32)
@@ -90,7 +90,7 @@ def draw(seed, t, rows, units, d, B, D, W):
 
 @triton.jit
 def keep_weight(word, zone, like, ZONEOUT: tl.constexpr):
-    """Weight of the new state against the old. zone: random, a threshold of 2^32; mean, z in units of 2^-53."""
+    """Weight of the new state against the old. zone: a threshold of 2^32, or 2^53 z (mean)."""
     if ZONEOUT == "random":
         keep = tl.where(word.to(tl.int64) >= zone, 1.0, 0.0).to(like.dtype)
     else:
@@ -100,7 +100,7 @@ def keep_weight(word, zone, like, ZONEOUT: tl.constexpr):
 
 @triton.jit
 def normalize(x, valid, COUNT: tl.constexpr, EPS: tl.constexpr):
-    """(x - mean) / std over whole rows given as a tuple of tiles, 0 outside ``valid``; and 1 / std, [BM, 1]."""
+    """(x - mean) / std over whole rows of a tuple of tiles, 0 outside ``valid``; and 1 / std."""
     total = tl.sum(tl.where(valid, x[0], 0), 1)
     for g in tl.static_range(1, len(x)):
         total += tl.sum(tl.where(valid, x[g], 0), 1)
@@ -194,7 +194,7 @@ def cell_backward(
     LN_CELL: tl.constexpr,
     EPS: tl.constexpr,
 ):
-    """Gradients: gates' input side and recurrent side (tuples), h_prev (GRU), c_prev, LN_cell's output (LSTM)."""
+    """Gradients of the gates' input and recurrent side (tuples), h_prev (GRU), c_prev, LN_cell."""
     if MODE == "LSTM":
         i, f, g, o = gates
         c = f * c_prev + i * g
@@ -244,7 +244,7 @@ def cell_backward(
 
 @triton.jit
 def product(a, w, acc, PRECISION: tl.constexpr):
-    """acc + a @ w; a [.., BM, BK], w [.., BK, BN]. Fewer than 16 rows multiply and reduce: no padding to 16."""
+    """acc + a @ w, [.., BM, BK] by [.., BK, BN]. Fewer than 16 rows: multiply and reduce."""
     if a.shape[len(a.shape) - 2] < 16:
         axis: tl.constexpr = len(a.shape) - 1
         acc += tl.sum(tl.expand_dims(a, axis + 1).to(acc.dtype) * tl.expand_dims(w, axis - 1), axis)

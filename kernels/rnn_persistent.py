@@ -2,9 +2,9 @@
 
 Each program keeps the recurrent weights of BN units (all gates) and walks all steps; the state goes
 through L2. When a program has stored its tile of a step it adds one to that step's counter
-(release); before the next step it waits until all tiles of the batch tile have (acquire). There is a
-counter for each step, direction and batch tile, so nothing is reset. The launch is cooperative: a
-grid that is not co-resident is refused by the driver instead of waiting for ever.
+(release); before the next step it waits until all tiles of the batch tile have (acquire). There
+is a counter for each step, direction and batch tile, so nothing is reset. The launch is
+cooperative: a grid that is not co-resident is refused by the driver and does not wait for ever.
 
 A program serves the batch tiles program_id(1), + num_programs(1), …: with more than one, the wait
 for one batch tile is spent on another.
@@ -39,7 +39,7 @@ def split_k(q, KS: tl.constexpr, KC: tl.constexpr):
 def load_chunks(
     base, rows, size, H: tl.constexpr, KS: tl.constexpr, KC: tl.constexpr, CHUNKS: tl.constexpr
 ):
-    """Rows of a (…, H) operand as CHUNKS tiles [KS, BM, KC]; ``base`` [BM, 1] points to each row's start."""
+    """Rows of H, starting at ``base`` [BM, 1], as CHUNKS tiles [KS, BM, KC]."""
     base = base[None, :, :]
     valid = (rows < size)[None, :, :]
     out = ()
@@ -55,7 +55,7 @@ def gate_weights(
     w_hh, unit0, d, H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, BN: tl.constexpr,
     KS: tl.constexpr, KC: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """w_hh (D, G*H, H) for all gates of BN units: CHUNKS tiles [KS, KC, BN*GP], columns (unit, gate)."""
+    """w_hh for all gates of BN units: CHUNKS tiles [KS, KC, BN*GP], columns (unit, gate)."""
     n = tl.arange(0, BN * GP)[None, None, :]
     unit = unit0 + n // GP
     gate = n % GP
@@ -74,7 +74,7 @@ def gates_product(
     H: tl.constexpr, GP: tl.constexpr, PRECISION: tl.constexpr, BN: tl.constexpr,
     KS: tl.constexpr, KC: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """W_hh h + bias for this program's units, a tuple of GP tiles [BM, BN]; fed (D, B, H), bias (D, H, GP)."""
+    """W_hh h + bias for this program's units: GP tiles [BM, BN]; fed (B, H), bias (D, H, GP)."""
     BM: tl.constexpr = like.shape[0]
     a = load_chunks(fed + rows.to(tl.int64) * H, rows, size, H, KS, KC, CHUNKS)
     u = tl.zeros([KS, BM, BN * GP], dtype=like.dtype)
@@ -100,7 +100,7 @@ def state_weights(
     w_hh, units, d, H: tl.constexpr, G: tl.constexpr,
     KS: tl.constexpr, KC: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """w_hh's columns of BN units: G * CHUNKS tiles [KS, KC, BN], K running over each gate's units."""
+    """w_hh's columns of BN units: G * CHUNKS tiles [KS, KC, BN], K along each gate's units."""
     units = units[None, :, :]
     tiles = ()
     for g in tl.static_range(G):
@@ -147,7 +147,7 @@ def rnn_forward_persistent(
     BM: tl.constexpr, BN: tl.constexpr, KS: tl.constexpr, KC: tl.constexpr, CHUNKS: tl.constexpr,
     AHEAD: tl.constexpr,
 ):  # fmt: skip
-    """All steps without layer norm and projection; grid (unit tiles, batch programs, directions)."""
+    """All steps, no layer norm or projection; grid (unit tiles, batch programs, directions)."""
     d = tl.program_id(2)
     unit0 = tl.program_id(0) * BN
     units = unit0 + tl.arange(0, BN)[None, :]
@@ -192,7 +192,7 @@ def rnn_backward_persistent(
     BM: tl.constexpr, BN: tl.constexpr, KS: tl.constexpr, KC: tl.constexpr, CHUNKS: tl.constexpr,
     AHEAD: tl.constexpr,
 ):  # fmt: skip
-    """All backward steps without layer norm and projection; grid as the forward's."""
+    """All backward steps, no layer norm or projection; grid as the forward's."""
     d = tl.program_id(2)
     units = tl.program_id(0) * BN + tl.arange(0, BN)[None, :]
     tiles = tl.cdiv(B, BM)

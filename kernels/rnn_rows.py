@@ -31,7 +31,7 @@ _RUNTIME = ["s", "T", "B", "seed", "zone_h", "zone_c"]
 def rnn_product(
     a, w, out, offsets, s, T, B, D: tl.constexpr,
     K: tl.constexpr, N: tl.constexpr,
-    WHERE: tl.constexpr,  # a is "state" (D, B, K), or (rows, D, K) at backward step s "now" or just "done"
+    WHERE: tl.constexpr,  # a: "state" (D, B, K); rows (N, D, K) of backward step s "now" or "done"
     TRANSPOSED: tl.constexpr,  # w is (D, K, N) instead of (D, N, K)
     PACKED: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
@@ -107,7 +107,8 @@ def rnn_forward_rows(
 
 @triton.jit(do_not_specialize=_RUNTIME)
 def rnn_forward_projected(
-    projected, offsets, h, fed, h_mask, output, s, T, B, seed: tl.int64, zone_h: tl.int64, D: tl.constexpr,
+    projected, offsets, h, fed, h_mask, output, s, T, B,
+    seed: tl.int64, zone_h: tl.int64, D: tl.constexpr,
     H: tl.constexpr, P: tl.constexpr, ZONEOUT: tl.constexpr, PACKED: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
@@ -128,7 +129,8 @@ def rnn_forward_projected(
 
 @triton.jit(do_not_specialize=_RUNTIME)
 def rnn_backward_head(
-    fed_back, grad_output, offsets, h_mask, grad_proj, dh, s, T, B, seed: tl.int64, zone_h: tl.int64, D: tl.constexpr,
+    fed_back, grad_output, offsets, h_mask, grad_proj, dh, s, T, B,
+    seed: tl.int64, zone_h: tl.int64, D: tl.constexpr,
     H: tl.constexpr, P: tl.constexpr, ZONEOUT: tl.constexpr, PACKED: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
@@ -153,7 +155,8 @@ def rnn_backward_head(
 def rnn_backward_rows(
     product,  # (D, B, H): W_hr^T grad_proj with PROJECTED, else W_hh^T grad_u
     grad_output, gates, cells, hn, output, u_raw, offsets, h0, c0, ln_gates, ln_cell,
-    h_mask, grad_gx, grad_u, grad_ln_cell, dh, dc, s, T, B, seed: tl.int64, zone_h: tl.int64, zone_c: tl.int64,
+    h_mask, grad_gx, grad_u, grad_ln_cell, dh, dc, s, T, B,
+    seed: tl.int64, zone_h: tl.int64, zone_c: tl.int64,
     D: tl.constexpr,
     H: tl.constexpr, P: tl.constexpr, G: tl.constexpr, MODE: tl.constexpr, PROJECTED: tl.constexpr,
     LN: tl.constexpr, LN_CELL: tl.constexpr, EPS: tl.constexpr, ZONEOUT: tl.constexpr,

@@ -1,4 +1,4 @@
-"""The sequence kernels: a program for each batch tile and direction runs all steps, nothing leaves the chip.
+"""The sequence kernels: a program for each batch tile and direction runs all steps.
 
 Weights stay resident (W_hh as G tiles, W_hr as one) and the state stays in registers, so whole rows
 must fit one program: small hidden sizes. Every feature is served. BH and BP are H and P rounded up
@@ -36,7 +36,7 @@ _RUNTIME = ["T", "B", "seed", "zone_h", "zone_c"]
 
 @triton.jit
 def whole_weights(w_hh, j, k, d, H: tl.constexpr, P: tl.constexpr, G: tl.constexpr):
-    """w_hh (D, G*H, P) as G tiles over units ``j`` and state ``k``, whichever of them is the column."""
+    """w_hh (D, G*H, P) as G tiles over units ``j`` and state ``k``, either being the column."""
     at = w_hh + (tl.cast(d, tl.int64) * G * H + j) * P + k
     valid = (j < H) & (k < P)
     out = (tl.load(at, mask=valid, other=0),)
@@ -179,7 +179,8 @@ def load_saved(
 def rnn_backward_sequence(
     grad_output, grad_h_n, grad_c_n, gates, cells, hn, output, u_raw, offsets, lengths, h0, c0,
     w_hh, w_hr, ln_gates, ln_cell, h_mask,
-    grad_gx, grad_u, grad_proj, grad_ln_cell, grad_h0, grad_c0, T, B, seed: tl.int64, zone_h: tl.int64, zone_c: tl.int64,
+    grad_gx, grad_u, grad_proj, grad_ln_cell, grad_h0, grad_c0,
+    T, B, seed: tl.int64, zone_h: tl.int64, zone_c: tl.int64,
     D: tl.constexpr,
     H: tl.constexpr, P: tl.constexpr, G: tl.constexpr, MODE: tl.constexpr, PROJECTED: tl.constexpr,
     LN: tl.constexpr, LN_CELL: tl.constexpr, EPS: tl.constexpr, ZONEOUT: tl.constexpr,
@@ -231,10 +232,9 @@ def rnn_backward_sequence(
             tl.store(grad_proj + ((start + rows) * D + d) * P + outs, rounded, mask=written)
             new = product(rounded, projection, zero, PRECISION)
         keep = 1.0
-        if ZONEOUT is not None:
-            if MODE == "LSTM":
-                _, word = draw(seed, t, rows, units, d, B, D, max(H, P))
-                keep = keep_weight(word, zone_c, new, ZONEOUT)
+        if ZONEOUT is not None and MODE == "LSTM":
+            _, word = draw(seed, t, rows, units, d, B, D, max(H, P))
+            keep = keep_weight(word, zone_c, new, ZONEOUT)
         pre, du, dh_prev, dc_prev, dln = cell_backward(
             convert(saved, zero), hn_tile.to(ACC), new, h_prev.to(ACC), c_prev, dc, keep,
             ln, active, H, MODE, LN_CELL, EPS,

@@ -175,7 +175,7 @@ def load_forward(
     gates, h, c, like, start, rows, units, active, d, B, D,
     H: tl.constexpr, G: tl.constexpr, MODE: tl.constexpr,
 ):  # fmt: skip
-    """What a forward step needs beside the product: gx as stored (converted later), h_prev (GRU), c_prev (LSTM)."""
+    """What a forward step needs beside the product: gx, h_prev (GRU) as stored, c_prev (LSTM)."""
     gx = load_gates(gates, start, rows, units, active, d, D, G, H)
     own = (d * B + rows).to(tl.int64) * H + units
     h_prev = gx[0]
@@ -256,7 +256,7 @@ def finish_forward(
 
 @triton.jit
 def load_gradient(grad_output, dh, start, rows, units, active, d, B, D, P: tl.constexpr):
-    """Gradient of h_t but for the product: what is carried (acc. type), and the output's as stored."""
+    """Gradient of h_t but for the product: what is carried, and the output's as stored."""
     state = (d * B + rows).to(tl.int64) * P + units
     carried = tl.load(dh + state, mask=(rows < B) & (units < P), other=0)
     out = tl.load(grad_output + ((start + rows) * D + d) * P + units, mask=active, other=0)
@@ -265,7 +265,7 @@ def load_gradient(grad_output, dh, start, rows, units, active, d, B, D, P: tl.co
 
 @triton.jit
 def gradient_of_state(fed_back, carried, out, h_mask, rows, units, d, B, P: tl.constexpr):
-    """Gradient of h_t: what is carried, what the following step's product sends back, and the output's."""
+    """Gradient of h_t: carried, sent back by the following step's product, and the output's."""
     if h_mask is not None:
         state = (d * B + rows).to(tl.int64) * P + units
         mask = tl.load(h_mask + state, mask=(rows < B) & (units < P), other=0)
@@ -278,7 +278,7 @@ def split_gradient(
     total, t, rows, units, d, B, D, seed, zone_h,
     H: tl.constexpr, P: tl.constexpr, ZONEOUT: tl.constexpr,
 ):  # fmt: skip
-    """Zoneout of the gradient of h_t: the part of the new state, and the part carried to h_{t-1}."""
+    """Zoneout of the gradient of h_t: the new state's part, and what is carried to h_{t-1}."""
     carried = total * 0
     new = total
     if ZONEOUT is not None:
@@ -354,13 +354,12 @@ def finish_backward(
 ):
     """Point-wise part of a backward step and everything it stores."""
     keep = 1.0
-    if ZONEOUT is not None:
-        if MODE == "LSTM":
-            _, word = draw(seed, t, rows, units, d, B, D, max(H, P))
-            keep = keep_weight(word, zone_c, new, ZONEOUT)
+    if ZONEOUT is not None and MODE == "LSTM":
+        _, word = draw(seed, t, rows, units, d, B, D, max(H, P))
+        keep = keep_weight(word, zone_c, new, ZONEOUT)
     pre, du, dh_prev, dc_prev, dln = cell_backward(
-        convert(saved, new), hn_tile.to(new.dtype), new, h_prev.to(new.dtype), c_prev, dc_tile, keep,
-        ln, active, H, MODE, LN_CELL, EPS,
+        convert(saved, new), hn_tile.to(new.dtype), new, h_prev.to(new.dtype), c_prev, dc_tile,
+        keep, ln, active, H, MODE, LN_CELL, EPS,
     )  # fmt: skip
     if LN:
         du = gates_norm_backward(du, u_raw, ln_gates, start, rows, units, active, d, D, H, G, EPS)
@@ -386,7 +385,7 @@ def backward_point(
     dh, dc, counter, start, t, rows, units, active, d, B, D, seed, zone_h, zone_c,
     H: tl.constexpr, G: tl.constexpr, MODE: tl.constexpr, ZONEOUT: tl.constexpr,
 ):  # fmt: skip
-    """A backward step's point-wise part without layer norm and projection; fed_back = W_hh^T grad_u."""
+    """Point-wise part of a step without layer norm and projection; fed_back = W_hh^T grad_u."""
     total = gradient_of_state(fed_back, carried, out, h_mask, rows, units, d, B, H)
     new, kept = split_gradient(total, t, rows, units, d, B, D, seed, zone_h, H, H, ZONEOUT)
     finish_backward(

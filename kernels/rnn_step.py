@@ -44,7 +44,7 @@ def rnn_forward_step(
         gates, h, c, like, start, rows, units, active, d, B, D, H, G, MODE
     )
     u = (like,)
-    for g in tl.static_range(1, G):
+    for _ in tl.static_range(1, G):
         u = u + (like,)
     half = (s % 2).to(tl.int64) * D * B * H
     for k0 in range(0, H, BK):
@@ -75,7 +75,7 @@ def rnn_backward_step(
     PACKED: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """A backward step without layer norm and projection; one more than a tile has steps finishes dh."""
+    """A backward step, no layer norm or projection; one more than a tile has finishes dh."""
     d = tl.program_id(2)
     rows = tl.program_id(1) * BM + tl.arange(0, BM)[:, None]
     units = tl.program_id(0) * BN + tl.arange(0, BN)[None, :]

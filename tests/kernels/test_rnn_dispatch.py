@@ -18,8 +18,15 @@ H100 = Limits(132, 227 * 1024)
 A100 = Limits(108, 163 * 1024)
 
 
-def problem(hidden: int, mode: str = "LSTM", batch: int = 16, directions: int = 1, itemsize: int = 2,
-            width: int = 0, row_wide: bool = False) -> Problem:  # fmt: skip
+def problem(
+    hidden: int,
+    mode: str = "LSTM",
+    batch: int = 16,
+    directions: int = 1,
+    itemsize: int = 2,
+    width: int = 0,
+    row_wide: bool = False,
+) -> Problem:
     return Problem(mode, hidden, width or hidden, batch, directions, itemsize, row_wide)
 
 
