@@ -174,12 +174,13 @@ def gemm_seconds(
         a = torch.randn(rows, inner, device=device, dtype=each)
         b = torch.randn(columns, inner, device=device, dtype=each).t()
         out = torch.empty(rows, columns, device=device, dtype=each)
-        timing = interleave(
+        timing = calm(
             {"gemm": lambda a=a, b=b, out=out: torch.mm(a, b, out=out)},
             device,
-            Budget(seconds=0.1, least=5, patience=2.0),
+            Budget(seconds=0.1, least=7, patience=2.0),
         )
-        best = min(best, timing["gemm"].median / 1e3)
+        # A floor is what the machine can do: a disturbance only ever makes it look slower.
+        best = min(best, timing["gemm"].p20 / 1e3)
     return best
 
 

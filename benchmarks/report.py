@@ -145,6 +145,8 @@ def summary_lines(record: Record) -> list[str]:
             lines.append(
                 f"~ {summary['noisy']} cases were disturbed: their samples scatter by a quarter"
             )
+        if (plain := summary["geometric_mean_of_torch_float32"]) is not None:
+            lines.append(f"in float32 against torch's own layers alone: {plain:.2f}×")
     if "memory_geometric_mean" in summary:
         lines.append(
             f"peak memory {summary['memory_geometric_mean']:.2f}× of theirs (geometric mean)"

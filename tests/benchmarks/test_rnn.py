@@ -111,6 +111,26 @@ def test_run_writes_json_report_and_pictures(tmp_path, monkeypatch, capsys):
     }
 
 
+def test_summary_tells_plain_cases_from_flattering_ones():
+    def entry(case, speedup, **other):
+        return {
+            "status": "ok", "served_by": "fastseq", "group": "g", "case": case, "speedup": speedup,
+            "noisy": False, "baseline": "torch", "dtype": "float32",
+            "peak_bytes": {"fastseq": 2, "torch": 1},
+        } | other  # fmt: skip
+
+    entries = [
+        entry("a", 2.0),
+        entry("b", 0.5),
+        entry("c", 100.0, dtype="bfloat16"),
+        entry("d", 100.0, baseline="loop"),
+    ]
+    summary = rnn.summarize(entries)
+    assert summary["geometric_mean"] == pytest.approx(10.0)
+    assert summary["geometric_mean_of_torch_float32"] == pytest.approx(1.0)
+    assert summary["slower_than_0.95"] == ["b"]
+
+
 def test_suite_stops_at_its_time_limit(tmp_path):
     record = rnn.run(tmp_path, CPU, cases=TINY[:2], budget=SHORT, limit_seconds=-1)
     assert [e["status"] for e in record["results"]] == ["skipped"] * 2
