@@ -227,6 +227,50 @@ def attention(
     return _forward(q, k, v, *context, *options)
 
 
+def attention_weights(
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor,
+    mask: Tensor | None = None,
+    *,
+    average: bool = False,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+) -> Tensor:
+    """The weights that ``attention`` used, from the log-sum-exp it returned; differentiable.
+
+    Returns:
+        (B, Hq, Sq, Sk), or with ``average`` their mean over heads (B, Sq, Sk), made a head at a
+        time.
+    """
+    lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # a query without keys: weights are 0
+    options = reference.Options(
+        q.shape[-1] ** -0.5,
+        dropout_p=dropout_p,
+        max_seqlen_q=q.shape[2],
+        max_seqlen_k=k.shape[2],
+        seed=0 if seed is None else int(seed),
+    )
+    dropped = None
+    if dropout_p > 0:
+        sizes = (range(q.shape[0]), q.shape[1], q.shape[2], k.shape[2])
+        dropped = reference.dropout_factors(*sizes, options, q.device)
+
+    def of_heads(at: slice) -> Tensor:
+        bias = mask if mask is None or mask.shape[1] == 1 else mask[:, at]
+        raw = reference.raw_scores(q[:, at].to(lse.dtype), k[:, at].to(lse.dtype), options)
+        weights = torch.exp(reference.masked_scores(raw, bias, None, options) - lse[:, at, :, None])
+        return weights if dropped is None else weights * dropped[:, at].to(weights.dtype)
+
+    heads = q.shape[1]
+    if not average:
+        return of_heads(slice(0, heads)).to(q.dtype)
+    total = of_heads(slice(0, 1))
+    for head in range(1, heads):
+        total = total + of_heads(slice(head, head + 1))
+    return (total.squeeze(1) / heads).to(q.dtype)
+
+
 def attention_decode(
     q: Tensor,
     k_cache: Tensor,
