@@ -117,8 +117,8 @@ def summarize(entries: list[Entry]) -> dict[str, object]:
         memory = [e["peak_bytes"] for e in good if min(e["peak_bytes"].values()) > 0]
         summary |= {
             "geometric_mean": statistics.geometric_mean(e["speedup"] for e in good),
-            # Without 16-bit arithmetic in the CPU torch is slow beyond measure, and a loop in Python
-            # is no layer: what is left without them says most about a user's model.
+            # Without 16-bit arithmetic in the CPU torch is slow beyond measure, and a loop in
+            # Python is no layer: what is left says most about a user's model.
             "geometric_mean_of_torch_float32": _mean(plain),
             "noisy": sum(e["noisy"] for e in good),
             "groups": {name: statistics.geometric_mean(values) for name, values in groups.items()},
