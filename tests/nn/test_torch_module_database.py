@@ -56,7 +56,9 @@ def test_forward(info: ModuleInfo, dtype: torch.dtype, training: bool) -> None:
             torch.autograd.grad(sum(t.sum() for t in tensors(y)), list(m.parameters()))
             for m, y in ((module, found), (theirs, expected))
         ]
-        torch.testing.assert_close(grads[0], grads[1])
+        # torch's inputs go up to 9 and its gradients here to 10.
+        tolerance = {} if dtype == torch.float64 else {"rtol": 1e-5, "atol": 1e-4}
+        torch.testing.assert_close(grads[0], grads[1], **tolerance)
 
 
 @pytest.mark.parametrize("info", INFOS, ids=lambda info: info.module_cls.__name__)
