@@ -251,6 +251,9 @@ def flash_attn_with_kvcache(
         NotImplementedError: for ``cache_leftpad``.
     """
     del num_splits
+    for names, a, b in (("k and v", k, v), ("rotary_cos and rotary_sin", rotary_cos, rotary_sin)):
+        if (a is None) != (b is None):
+            raise ValueError(f"{names} should be given together")
     if cache_leftpad is not None:
         raise NotImplementedError("cache_leftpad is not supported")
     batch, new_tokens = q.shape[0], 0 if k is None else k.shape[1]
@@ -263,7 +266,7 @@ def flash_attn_with_kvcache(
             f"the cache holds {capacity} tokens a sequence, got {int(cache_seqlens.max())} in "
             f"cache_seqlens and {new_tokens} new ones"
         )
-    if rotary_cos is not None:
+    if rotary_cos is not None and rotary_sin is not None:
         first = cache_seqlens.long()[:, None]
         steps = torch.arange(q.shape[1], device=q.device)
         # Without a causal or local window every query stands at the first new position.
@@ -272,7 +275,7 @@ def flash_attn_with_kvcache(
         if k is not None:
             at = first + torch.arange(new_tokens, device=q.device)
             k = _rotate(k, rotary_cos, rotary_sin, at, rotary_interleaved)
-    if k is not None:
+    if k is not None and v is not None:
         _append(k_cache, k, cache_seqlens, cache_batch_idx, block_table)
         _append(v_cache, v, cache_seqlens, cache_batch_idx, block_table)
         cache_seqlens = cache_seqlens + new_tokens

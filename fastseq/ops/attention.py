@@ -152,7 +152,7 @@ def _plain(
     *options: Any,
 ) -> tuple[Tensor, Tensor]:
     """Attention in plain differentiable PyTorch."""
-    full = reference.Options(*options, seed=0 if seed is None else int(seed))
+    full = reference.options_of(options, seed)
     return reference.attend(q, k, v, mask, cu_seqlens_q, cu_seqlens_k, alibi_slopes, full)
 
 
@@ -253,8 +253,8 @@ def attention_weights(
     )
     dropped = None
     if dropout_p > 0:
-        sizes = (range(q.shape[0]), q.shape[1], q.shape[2], k.shape[2])
-        dropped = reference.dropout_factors(*sizes, options, q.device)
+        rows, sizes = range(q.shape[0]), (q.shape[2], k.shape[2])
+        dropped = reference.dropout_factors(rows, q.shape[1], sizes, options, q.device)
 
     def of_heads(at: slice) -> Tensor:
         bias = mask if mask is None or mask.shape[1] == 1 else mask[:, at]

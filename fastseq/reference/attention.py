@@ -4,7 +4,7 @@ Shapes: queries (B, Hq, Sq, D), keys (B, Hk, Sk, D), values (B, Hk, Sk, Dv); que
 head h // (Hq / Hk). Variable length: one batch row holding all tokens, cut by ``cu_seqlens``.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -29,6 +29,11 @@ class Options(NamedTuple):
     seed: int = 0
 
 
+def options_of(values: Sequence[Any], seed: Tensor | None) -> Options:
+    """Options from those of an operator's call, in order, and its seed."""
+    return Options(*values)._replace(seed=0 if seed is None else int(seed))
+
+
 def allowed(sq: int, sk: int, options: Options, device: torch.device) -> Tensor | None:
     """Which keys a query may see by the window, (Sq, Sk); None where all."""
     if options.window_left < 0 and options.window_right < 0:
@@ -44,9 +49,10 @@ def allowed(sq: int, sk: int, options: Options, device: torch.device) -> Tensor 
 
 
 def dropout_factors(
-    batch: range, heads: int, sq: int, sk: int, options: Options, device: torch.device
+    batch: range, heads: int, sizes: Sequence[int], options: Options, device: torch.device
 ) -> Tensor:
     """0 or 1/(1-p) for every weight, (len(batch), Hq, Sq, Sk): four keys share a counter."""
+    sq, sk = sizes
     if options.dropout_p >= 1:
         return torch.zeros(len(batch), heads, sq, sk, device=device)
     quads = -(-options.max_seqlen_k // 4)
@@ -92,12 +98,14 @@ def attend(
     options: Options,
 ) -> tuple[Tensor, Tensor]:
     """Differentiable attention, computed in the accumulation type: (out, lse)."""
-    if cu_seqlens_q is None:
+    if cu_seqlens_q is None or cu_seqlens_k is None:
         return _attend(q, k, v, mask, alibi_slopes, options, range(q.shape[0]))
     parts = [
         _attend(q[:, :, at_q], k[:, :, at_k], v[:, :, at_k], None, slopes, options, range(b, b + 1))
         for b, (at_q, at_k, slopes) in enumerate(_cut(cu_seqlens_q, cu_seqlens_k, alibi_slopes))
     ]
+    if not parts:
+        return _attend(q, k, v, None, None, options, range(0))
     outs, lses = zip(*parts)
     return torch.cat(outs, 2), torch.cat(lses, 2)
 
@@ -108,8 +116,11 @@ def _cut(
     """For each sequence, where its queries and keys stand, and its slopes."""
     bounds_q, bounds_k = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
     for b, (at_q, at_k) in enumerate(zip(pairwise(bounds_q), pairwise(bounds_k))):
-        of_batch = alibi_slopes is not None and alibi_slopes.dim() == 2
-        yield slice(*at_q), slice(*at_k), alibi_slopes[b] if of_batch else alibi_slopes
+        yield slice(*at_q), slice(*at_k), _slopes_of(alibi_slopes, b)
+
+
+def _slopes_of(alibi_slopes: Tensor | None, b: int) -> Tensor | None:
+    return alibi_slopes if alibi_slopes is None or alibi_slopes.dim() == 1 else alibi_slopes[b]
 
 
 def _expand(x: Tensor, heads: int) -> Tensor:
@@ -136,7 +147,7 @@ def _attend(
     lse = torch.logsumexp(s.masked_fill(blind, 0), -1, keepdim=True)
     p = torch.exp(s - lse)
     if options.dropout_p > 0:
-        p = p * dropout_factors(batch, heads, *s.shape[-2:], options, q.device).to(p.dtype)
+        p = p * dropout_factors(batch, heads, s.shape[-2:], options, q.device).to(p.dtype)
     lse = lse.masked_fill(blind, -torch.inf).squeeze(-1)
     return (p @ wide_v).to(q.dtype), lse
 
@@ -162,7 +173,7 @@ def _attend_backward(
     grad_out = grad_out.to(p.dtype)
     dp, dropped = grad_out @ wide_v.mT, p
     if options.dropout_p > 0:
-        kept = dropout_factors(batch, heads, *p.shape[-2:], options, q.device).to(p.dtype)
+        kept = dropout_factors(batch, heads, p.shape[-2:], options, q.device).to(p.dtype)
         dp, dropped = dp * kept, p * kept
     along = -(p * dp).sum(-1, keepdim=True)
     if grad_lse is not None:
@@ -199,7 +210,7 @@ def attention_forward(
     *options: Any,
 ) -> tuple[Tensor, Tensor]:
     """``fastseq::attention_forward``; the options are those of ``Options``, in order."""
-    full = Options(*options, seed=0 if seed is None else int(seed))
+    full = options_of(options, seed)
     out, lse = attend(q, k, v, mask, cu_seqlens_q, cu_seqlens_k, alibi_slopes, full)
     return like_layout(out, q), lse.contiguous()
 
@@ -227,15 +238,16 @@ def attention_backward(
     *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``fastseq::attention_backward``; the last option is whether the mask's gradient is wanted."""
-    *options, need_mask = options
-    full = Options(*options, seed=0 if seed is None else int(seed))
-    if cu_seqlens_q is None:
-        *grads, grad_scores = _attend_backward(
+    full, need_mask = options_of(options[:-1], seed), options[-1]
+    grad_mask = q.new_empty(0)
+    if cu_seqlens_q is None or cu_seqlens_k is None:
+        *grads, of_scores = _attend_backward(
             grad_out, grad_lse, q, k, v, lse, mask, alibi_slopes, full, range(q.shape[0])
         )
-        grad_mask = grad_scores.sum_to_size(mask.shape).to(mask.dtype) if need_mask else None
+        if need_mask and mask is not None:
+            grad_mask = of_scores.sum_to_size(mask.shape).to(mask.dtype).contiguous()
     else:
-        grads, grad_mask = [torch.zeros_like(x) for x in (q, k, v)], None
+        grads = [torch.zeros_like(x) for x in (q, k, v)]
         for b, (at_q, at_k, slopes) in enumerate(_cut(cu_seqlens_q, cu_seqlens_k, alibi_slopes)):
             upstream = None if grad_lse is None else grad_lse[:, :, at_q]
             parts = _attend_backward(
@@ -244,8 +256,8 @@ def attention_backward(
             )  # fmt: skip
             for grad, part, at in zip(grads, parts, (at_q, at_k, at_k)):
                 grad[:, :, at] = part
-    laid = [like_layout(g, x) for g, x in zip(grads, (q, k, v))]
-    return (*laid, q.new_empty(0) if grad_mask is None else grad_mask.contiguous())
+    of_q, of_k, of_v = (like_layout(g, x) for g, x in zip(grads, (q, k, v)))
+    return of_q, of_k, of_v, grad_mask
 
 
 def attention_decode(
@@ -271,11 +283,7 @@ def attention_decode(
                 cache[pages].transpose(0, 1).flatten(1, 2)[:, :length]
                 for cache in (k_cache, v_cache)
             )
-        slopes = (
-            alibi_slopes[b]
-            if alibi_slopes is not None and alibi_slopes.dim() == 2
-            else alibi_slopes
-        )
+        slopes = _slopes_of(alibi_slopes, b)
         options = Options(scale, window_left, window_right, True, softcap)
         out, lse = _attend(q[b : b + 1], k[None], v[None], None, slopes, options, range(1))
         outs.append(out)

@@ -173,7 +173,7 @@ def scan(
         results.append((_in_time(outputs), h, c, *map(_in_time, (gates, cells, hns))))
     if not rows.sizes:
         return _empty_scan(gx, h0, c0, mode)
-    output, h_n, c_n, gates, cells, hn = (
+    output, h_n, c_n, activated, all_cells, hn = (
         None if parts[0] is None else torch.stack(parts, axis)
         for parts, axis in zip(zip(*results, strict=True), (1, 0, 0, 1, 1, 1), strict=True)
     )
@@ -181,8 +181,8 @@ def scan(
         output.flatten(1),
         h_n.to(dtype),
         None if c_n is None else c_n.to(dtype),
-        gates.to(dtype),
-        cells,
+        activated.to(dtype),
+        all_cells,
         None if hn is None else hn.to(dtype),
     )
 
