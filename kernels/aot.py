@@ -207,7 +207,7 @@ def print_table(results: list[Result]) -> None:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fastseq.kernels.aot", description=__doc__)
     parser.add_argument("--targets", default=",".join(TARGETS), help="comma-separated")
-    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 2), help="processes")
     parser.add_argument("--quick", action="store_true", help="a subset, for tests")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table there")
     options = parser.parse_args(arguments)

@@ -72,6 +72,7 @@ def builds(limits: Limits) -> Iterator[Build]:
         (True, "sequence", "LSTM", half, 128, {}),
         (False, "sequence", "GRU", single, 64, {"extras": True}),
         (False, "sequence", "LSTM", half, 32, {"norm": True, "width": 16, "extras": True}),
+        (False, "sequence", "LSTM", half, 128, {"norm": True, "extras": True}),
         (False, "sequence", "GRU", half, 128, {"extras": True}),
         (True, "sequence", "GRU", single, 32, {"norm": True}),
         (False, "sequence", "RNN_TANH", half, 128, {}),

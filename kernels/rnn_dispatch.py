@@ -94,7 +94,8 @@ def rows_config(width: int) -> tuple[int, int, int]:
 def sequence_config(p: Problem, limits: Limits) -> Sequence | None:
     if p.itemsize == 8:
         return None
-    columns, width = power_of_two(p.hidden, 16), power_of_two(p.width, 16)
+    # Tiles narrower than 32 are held several times over: the layer then spills.
+    columns, width = power_of_two(p.hidden, 32), power_of_two(p.width, 32)
     tiles = p.gates + (p.width != p.hidden)
     weights = tiles * columns * width * p.itemsize
     operands = 16 * max(columns, width) * p.itemsize * 4
@@ -102,7 +103,8 @@ def sequence_config(p: Problem, limits: Limits) -> Sequence | None:
     largest = 2048 // limits.warp if p.itemsize == 4 else 256
     if max(columns, width) > largest or weights + operands > limits.shared:
         return None
-    return Sequence(BM=16, BH=columns, BP=width, num_warps=4 if columns * p.itemsize <= 128 else 8)
+    wide = columns * p.itemsize > (64 if p.row_wide else 128)
+    return Sequence(BM=16, BH=columns, BP=width, num_warps=8 if wide else 4)
 
 
 def persistent_config(p: Problem, limits: Limits, backward: bool) -> Persistent | None:
