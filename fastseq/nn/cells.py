@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..ops.rnn import rnn_layer
+from ..ops.rnn_cell import rnn_cell
 from . import _extras
 
 _OPTIONS = ("layer_norm", "zoneout")
@@ -64,52 +65,50 @@ class _Cell(torch.nn.RNNCellBase):
             return None
         w_ih, w_hh, b_ih, b_hh = self._weights()
         hidden = self.hidden_size
-        if input.dim() == 1:
-            batched, input = False, input.unsqueeze(0)
-        else:
-            batched = True
-        if input.dim() != 2:
-            return None
-        batch = input.shape[0]
-        if h is None:
-            h = torch.zeros(1, batch, hidden, dtype=input.dtype, device=input.device)
-            c = h if mode == "LSTM" else None
-        else:
-            shape = (batch, hidden) if batched else (hidden,)
-            if h.shape != shape or (c is not None and c.shape != shape):
+        batched = input.dim() == 2
+        if not batched:
+            if input.dim() != 1:
                 return None
-            h = h.unsqueeze(0) if batched else h.view(1, 1, hidden)
-            if c is not None:
-                c = c.unsqueeze(0) if batched else c.view(1, 1, hidden)
-        weights = (w_ih, w_hh) if b_ih is None else (w_ih, w_hh, b_ih, b_hh)
+            input = input[None]
+            h, c = None if h is None else h[None], None if c is None else c[None]
+        shape = (input.shape[0], hidden)
+        if h is None:
+            h = torch.zeros(shape, dtype=input.dtype, device=input.device)
+            c = h if mode == "LSTM" else None
+        elif h.shape != shape or (c is not None and c.shape != shape):
+            return None
         mixed = _extras.autocasting(input.device.type)
-        if not _same(input, (h, *weights) if c is None else (h, c, *weights), mixed):
+        if (
+            not _alike(input, (h, c, w_ih, w_hh, b_ih, b_hh), mixed)
+            or input.shape[1] != self.input_size
+            or hidden == 0
+        ):
             return None
-        if input.shape[1] != self.input_size or hidden == 0:
-            return None
-        output, _, c_n = rnn_layer(
-            input,
-            None,
-            h,
-            c,
-            [w_ih],
-            [w_hh],
-            [] if b_ih is None else [b_ih],
-            [] if b_ih is None else [b_hh],
-            [],
-            [getattr(self, name) for name in self._norm_names()],
-            mode=mode,
-            zoneout=_extras.zoneout_pair(self.zoneout, mode),
-            training=self.training,
-        )
-        if c_n is not None:
-            c_n = c_n.squeeze(0)
+        if self.layer_norm or self.zoneout != 0:
+            output, _, c_n = rnn_layer(
+                input,
+                None,
+                h[None],
+                None if c is None else c[None],
+                [w_ih],
+                [w_hh],
+                [] if b_ih is None else [b_ih],
+                [] if b_ih is None else [b_hh],
+                [],
+                [getattr(self, name) for name in self._norm_names()],
+                mode=mode,
+                zoneout=_extras.zoneout_pair(self.zoneout, mode),
+                training=self.training,
+            )
+            c_n = None if c_n is None else c_n[0]
+        else:
+            output, c_n = rnn_cell(input, h, c, w_ih, w_hh, b_ih, b_hh, mode)
         if mixed and input.device.type == "cpu" and mode in ("LSTM", "GRU"):
             # There torch adds the products, of lower precision, to the state in its own dtype.
             dtype = h.dtype if c is None else c.dtype
             output, c_n = output.to(dtype), None if c_n is None else c_n.to(dtype)
         if not batched:
-            output, c_n = output.squeeze(0), None if c_n is None else c_n.squeeze(0)
+            output, c_n = output[0], None if c_n is None else c_n[0]
         return output, c_n
 
     def _by_torch(self, input, hx):
@@ -123,15 +122,16 @@ class _Cell(torch.nn.RNNCellBase):
         return result
 
 
-def _same(input: Tensor, others: Sequence[Tensor], mixed: bool) -> bool:
+def _alike(input: Tensor, others: Sequence[Tensor | None], mixed: bool) -> bool:
     """Whether dtypes and devices are what the operator takes; autocast converts all but float64."""
     dtype, device = input.dtype, input.device
-    if mixed and dtype != torch.float64:
-        wanted = _extras.SERVED_DTYPES[:3]
-        return dtype in wanted and all(x.dtype in wanted and x.device == device for x in others)
     if dtype not in _extras.SERVED_DTYPES or input.layout != torch.strided:
         return False
-    return all(x.dtype == dtype and x.device == device for x in others)
+    wanted = _extras.SERVED_DTYPES[:3] if mixed and dtype != torch.float64 else (dtype,)
+    for x in others:  # a generator would take longer
+        if x is not None and (x.dtype not in wanted or x.device != device):
+            return False
+    return True
 
 
 class _PlainCell(_Cell):
