@@ -142,10 +142,14 @@ static void panel_product(const typename F::A* x, int64_t ldx, int64_t rows,
     const typename F::A* w = panel + k * NACC * L;
     if (k == 0)
       for (int64_t r = 0; r < (rows < R ? rows : R); ++r) ahead(r);
+    // The part that comes next is fetched a little with every tile.
+    const int64_t lines = count * NACC * FASTSEQ_VECTOR_BYTES / 64 / rows + 1;
+    const char* line = (const char*)(w + count * NACC * L);
     int64_t r = 0;
 #define FASTSEQ_TILE(ROWS)                                                                         \
   if (k == 0)                                                                                      \
     for (int64_t q = r + R; q < r + R + ROWS && q < rows; ++q) ahead(q);                           \
+  for (int64_t q = 0; q < ROWS * lines; ++q, line += 64) __builtin_prefetch(line, 0, 2);           \
   tile<F, ROWS, NACC, 1>(x + r * ldx + k, ldx, w, 0, count, acc + r * NACC * L, 0, k > 0), r += ROWS
     while (rows - r >= R) {
       FASTSEQ_TILE(R);
@@ -192,6 +196,33 @@ FASTSEQ_INLINE void transpose(Vec<A> (&m)[lanes<A>]) {
         m[i + s] = __builtin_shuffle(a, b, high);
       }
   }
+}
+
+// One row x by `columns` rows of an unpacked w, k elements each: a vector of dot products. Sums run
+// over k in another order than tiles do, so the choice between them may depend on sizes only.
+template <class F>
+static Vec<typename F::A> dots(const typename F::Exchange* x, const typename F::Storage* w,
+                               int64_t ldw, int64_t columns, int64_t k_size) {
+  typedef typename F::A A;
+  constexpr int L = lanes<A>;
+  if (columns <= 0) return Vec<A>{};
+  Vec<A> sums[L] = {};
+  const typename F::Storage* rows[L];
+  for (int i = 0; i < L; ++i) rows[i] = w + (i < columns ? i : 0) * ldw;
+  int64_t k = 0;
+  for (; k + L <= k_size; k += L) {
+    const Vec<A> v = load(x + k);
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) sums[i] += v * load(rows[i] + k);
+  }
+  if (k < k_size) {
+    const Vec<A> v = load(x + k, k_size - k);
+    for (int i = 0; i < L; ++i) sums[i] += v * load(rows[i] + k, k_size - k);
+  }
+  transpose<A>(sums);
+  for (int width = L / 2; width; width /= 2)
+    for (int i = 0; i < width; ++i) sums[i] += sums[i + width];
+  return columns < L ? sums[0] * ones_upto<A>(columns) : sums[0];
 }
 
 // Packs vector n of a panel from `columns` rows of w (outputs, k): the transpose of a strip.

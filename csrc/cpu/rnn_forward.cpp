@@ -7,11 +7,15 @@ template <class T>
 struct Memory {
   typedef Acc<T> A;
   A *w, *w_hr;                  // packed weights
+  bool unpacked;                // w_hh is used as it stands
   A* state[2];                  // h for the product, of this step and the next, in words
   A* cell;                      // c (B, cell_stride)
   A* projected;                 // operand of the projection, in words
   A *raw, *new_cell, *out_gate; // layer-norm: the product, c' and o, until their rows are whole
 };
+
+// Scans of no more rows than this, in all, do not pack their weight.
+constexpr int64_t UNPACKED_ROWS = 6;
 
 template <class T>
 struct Forward : Direction<T> {
@@ -60,7 +64,7 @@ struct Forward : Direction<T> {
 
   template <int NACC>
   void prepare() {
-    const int64_t count = panels(args);
+    const int64_t count = mem.unpacked ? 0 : panels(args);
     const T* w = (const T*)args.w_hh[d];
     for (int64_t p = worker.slice(count, worker.index); p < worker.slice(count, worker.index + 1);
          ++p) {
@@ -110,24 +114,43 @@ struct Forward : Direction<T> {
         fetch_to_write((const T*)fwd.gates + (r.at * G + g) * H + p * width, width);
       if (!projects && !norm) fetch_to_write((const T*)fwd.output + r.at * P + p * width, width);
     };
-    this->template for_products<NACC>(
-        now, ldx, worker.own(this->rows(i)), mem.w, K, panels(args), ahead,
-        [&](int64_t local, int64_t p, const A* acc) {
-          if (gated && !norm) {
-            V u[NACC];
-            for (int g = 0; g < NACC; ++g) u[g] = load(acc + g * L);
-            return gates(this->row(i, local), local, u, p * L);
-          }
-          const Row r = this->row(i, local);
-          for (int n = 0; n < NACC; ++n) {
-            V u[1] = {load(acc + n * L)};
-            const int64_t unit = (p * NACC + n) * L;
-            if (norm)
-              store(gated ? raw(local, n) + p * L : raw(local, 0) + unit, u[0]);
-            else if (unit < H)
-              gates(r, local, u, unit);
-          }
-        });
+    auto use = [&](int64_t local, int64_t p, const A* acc) {
+      if (gated && !norm) {
+        V u[NACC];
+        for (int g = 0; g < NACC; ++g) u[g] = load(acc + g * L);
+        return gates(this->row(i, local), local, u, p * L);
+      }
+      const Row r = this->row(i, local);
+      for (int n = 0; n < NACC; ++n) {
+        V u[1] = {load(acc + n * L)};
+        const int64_t unit = (p * NACC + n) * L;
+        if (norm)
+          store(gated ? raw(local, n) + p * L : raw(local, 0) + unit, u[0]);
+        else if (unit < H)
+          gates(r, local, u, unit);
+      }
+    };
+    const int64_t m = worker.own(this->rows(i));
+    if (mem.unpacked) return unpacked_products<NACC>(m, gated, use);
+    this->template for_products<NACC>(now, ldx, m, mem.w, K, panels(args), ahead, use);
+  }
+
+  // Packing the weight costs more than a few rows' products with it as it is.
+  template <int NACC, class Use>
+  void unpacked_products(int64_t m, bool gated, const Use& use) {
+    const int64_t count = panels(args);
+    for (int64_t p = worker.slice(count, worker.index); p < worker.slice(count, worker.index + 1);
+         ++p)
+      for (int64_t local = 0; local < m; ++local) {
+        A acc[NACC * L];
+        for (int n = 0; n < NACC; ++n) {
+          const int64_t unit = gated ? p * L : (p * NACC + n) * L,
+                        first = gated ? n * H + unit : unit;
+          store(acc + n * L, dots<F>((const typename F::Exchange*)(now + local * ldx),
+                                     (const T*)args.w_hh[d] + first * P, P, H - unit, P));
+        }
+        use(local, p, acc);
+      }
   }
 
   A* raw(int64_t local, int64_t g) { return mem.raw + ((first_row + local) * G + g) * unit_stride; }
@@ -264,7 +287,8 @@ void forward(const ForwardArgs& given) {
   Memory<T> memory[2];
   for (int d = 0; d < a.D; ++d) {
     Memory<T>& m = memory[d];
-    arena.piece(&m.w, panels * K * nacc * L, false);
+    m.unpacked = a.N <= UNPACKED_ROWS;
+    arena.piece(&m.w, m.unpacked ? 0 : panels * K * nacc * L, false);
     arena.piece(&m.w_hr, projects ? round_up(a.P, 4 * L) * K_hr : 0, false);
     arena.piece(&m.state[0], rows * padded_stride<A>(K));
     arena.piece(&m.state[1], rows * padded_stride<A>(K));
