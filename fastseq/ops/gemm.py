@@ -1,7 +1,8 @@
 """Matrix products of whole sequences, through torch's library in the fastest type the device has.
 
 A CPU without 16-bit arithmetic multiplies bfloat16 and float16 a hundred times slower than float32
-in torch; there the product runs in float32 and is rounded once at the end: more exact too.
+in torch; there the product runs in float32 and is rounded once at the end: more exact too. It goes
+in blocks, so that what is widened stays small.
 """
 
 import functools
@@ -9,6 +10,8 @@ import functools
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_BLOCK = 512  # rows (or terms of a sum) that are widened at once
 
 
 @functools.cache
@@ -25,13 +28,24 @@ def widens(x: Tensor) -> bool:
 
 def mm(a: Tensor, b: Tensor) -> Tensor:
     """a @ b in the dtype of ``a``."""
-    if widens(a):
-        return torch.mm(a.float(), b.float()).to(a.dtype)
-    return torch.mm(a, b)
+    if not widens(a):
+        return torch.mm(a, b)
+    rows, terms = a.shape
+    if terms > rows:  # a gradient of weights: few results, each a sum over all rows of a sequence
+        total = a.new_zeros(rows, b.shape[1], dtype=torch.float32)
+        for start in range(0, terms, _BLOCK):
+            at = slice(start, start + _BLOCK)
+            total.addmm_(a[:, at].float(), b[at].float())
+        return total.to(a.dtype)
+    out, wide = a.new_empty(rows, b.shape[1]), b.float()
+    for start in range(0, rows, _BLOCK):
+        at = slice(start, start + _BLOCK)
+        out[at] = torch.mm(a[at].float(), wide)
+    return out
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x·weightᵀ + bias in the dtype of ``x``."""
+    """x·weightᵀ + bias in the dtype of ``x``; differentiable."""
     if widens(x):
         wide = None if bias is None else bias.float()
         return F.linear(x.float(), weight.float(), wide).to(x.dtype)
@@ -41,7 +55,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def linear_into(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """out = x·weightᵀ + bias, for ``out`` (rows, features) of any row stride."""
     if widens(x):
-        out.copy_(linear(x, weight, bias))
+        wide, wide_bias = weight.float(), None if bias is None else bias.float()
+        for start in range(0, x.shape[0], _BLOCK):
+            at = slice(start, start + _BLOCK)
+            out[at] = F.linear(x[at].float(), wide, wide_bias)
     elif bias is None:
         torch.mm(x, weight.t(), out=out)
     else:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..reference import rnn as reference
 from ..reference.philox import dropout_mask
-from .gemm import linear, linear_into, mm
+from .gemm import linear, linear_into, mm, widens
 from .rnn_scan import scan, scan_backward
 
 LN_EPS = 1e-5
@@ -48,7 +48,7 @@ def _project(
     directions, width, gates = len(w_ih), w_ih[0].shape[0], reference.GATES[mode]
     shape = (input.shape[0], directions, gates, width // gates)
     bias = [input_bias(mode, b_ih, b_hh, d) for d in range(directions)]
-    if directions == 1 and not ln_input:
+    if directions == 1 and not ln_input and not widens(input):
         return linear(input, w_ih[0], bias[0]).view(shape)
     gx = input.new_empty(input.shape[0], directions, width)
     for d in range(directions):
@@ -103,23 +103,36 @@ def forward(
 
 
 def _recompute_gates(
-    mode: str, gx: Tensor, u_raw: Tensor, ln_gates: list[Tensor], b_hh: list[Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Activated gates and hn of a whole sequence at once, for they depend on known states only."""
-    acc = reference.accumulate_dtype(gx.dtype)
-    gates = torch.empty_like(gx)
-    hn = gx.new_empty((gx.shape[0], gx.shape[1], gx.shape[3]) if mode == "GRU" else 0)
-    for d in range(gx.shape[1]):
-        u = reference.recurrent_gates(
-            u_raw[:, d].to(acc),
-            ln_gates[d].to(acc) if ln_gates else None,
-            b_hh[d].to(acc) if b_hh else None,
-            LN_EPS,
-        )
-        gates[:, d] = reference.activate(mode, gx[:, d].to(acc), u)
-        if mode == "GRU":
-            hn[:, d] = u[:, 2]
-    return gates, hn
+    mode: str,
+    gates: Tensor,
+    fed: Tensor,
+    u_raw: Tensor | None,
+    w_hh: list[Tensor],
+    ln_gates: list[Tensor],
+    b_hh: list[Tensor],
+) -> Tensor:
+    """Activates ``gates`` in place from their input side, without a scan; returns hn.
+
+    Gates depend on known states only. A block of rows at a time keeps what is between in cache.
+    """
+    acc = reference.accumulate_dtype(gates.dtype)
+    num_rows, directions, _, hidden = gates.shape
+    hn = gates.new_empty((num_rows, directions, hidden) if mode == "GRU" else 0)
+    block = max(1, 2**18 // (reference.GATES[mode] * hidden))
+    for d in range(directions):
+        gamma = ln_gates[d].to(acc) if ln_gates else None
+        bias = b_hh[d].to(acc) if b_hh else None
+        for start in range(0, num_rows, block):
+            at = slice(start, start + block)
+            gx = gates[at, d]
+            raw = (
+                linear(fed[at, d], w_hh[d], None).view(gx.shape) if u_raw is None else u_raw[at, d]
+            )
+            u = reference.recurrent_gates(raw.to(acc), gamma, bias, LN_EPS)
+            gates[at, d] = reference.activate(mode, gx.to(acc), u)
+            if mode == "GRU":
+                hn[at, d] = u[:, 2]
+    return hn
 
 
 def backward(
@@ -155,7 +168,6 @@ def backward(
     ln_input, ln_gates, ln_cell = split_ln(ln, mode, directions)
     number = 0 if seed is None else int(seed)
     h_mask = recurrent_mask(h0, number, recurrent_dropout, training)
-    bias = scan_bias(mode, b_hh)
 
     if mode == "LSTM" and cells.numel() == 0 and num_rows:
         # Forward did not know that gradients would be asked for (torch.func.grad, say).
@@ -164,37 +176,39 @@ def backward(
             mode, zoneout, recurrent_dropout, training, recompute, True,
         )  # fmt: skip
 
+    def fed_states() -> Tensor:
+        """What the recurrent product of each row was fed, (N, D, P)."""
+        states = output.view(num_rows, directions, width)
+        before = reference.previous_states(states, h0, batch_sizes)
+        return before if h_mask is None else before * _rows_of_mask(h_mask, batch_sizes, num_rows)
+
     rebuild = gates.numel() == 0
-    fed, u_raw = None, None
-    if need_weights or rebuild or ln:
-        fed = reference.previous_states(output.view(num_rows, directions, width), h0, batch_sizes)
-        if h_mask is not None:
-            fed = fed * _rows_of_mask(h_mask, batch_sizes, num_rows)
-    if rebuild or ln:
+    fed = fed_states() if rebuild or ln else None
+    u_raw = None
+    if ln:
         u_raw = input.new_empty(num_rows, directions, reference.GATES[mode], hidden)
         for d in range(directions):
             linear_into(u_raw[:, d].flatten(1), fed[:, d], w_hh[d], None)
     if rebuild:
-        gx = _project(mode, input, w_ih, b_ih, b_hh, ln_input)
-        gates, hn = _recompute_gates(mode, gx, u_raw, ln_gates, bias)
+        gates = _project(mode, input, w_ih, b_ih, b_hh, ln_input)
+        hn = _recompute_gates(mode, gates, fed, u_raw, w_hh, ln_gates, scan_bias(mode, b_hh))
 
     grad_gx, grad_u, grad_proj, grad_ln_cell, grad_h0, grad_c0 = scan_backward(
         torch.zeros_like(output) if grad_output is None else grad_output.contiguous(),
         None if grad_h_n is None else grad_h_n.contiguous(),
         None if grad_c_n is None else grad_c_n.contiguous(),
-        gates, cells, hn, output, u_raw if ln else None, batch_sizes, h0, c0, w_hh, w_hr,
+        gates, cells, hn, output, u_raw, batch_sizes, h0, c0, w_hh, w_hr,
         ln_gates, ln_cell, h_mask,
         mode=mode, ln_eps=LN_EPS, zoneout=zoneout, seed=number, training=training,
     )  # fmt: skip
     if grad_u.numel() == 0:
         grad_u = grad_gx
 
-    grads: dict[str, list[Tensor]] = {
-        name: [] for name in ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr", "ln")
-    }
+    names = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr", "ln")
+    grads: dict[str, list[Tensor]] = {name: [] for name in names}
     grad_input = torch.zeros_like(input) if need_input and directions > 1 else input.new_empty(0)
     for d in range(directions):
-        of_gx, of_u = grad_gx[:, d].flatten(1), grad_u[:, d].flatten(1)
+        of_gx = grad_gx[:, d].flatten(1)
         of_product, gammas = of_gx, []
         if ln:
             product = linear(input, w_ih[d], None)
@@ -214,14 +228,15 @@ def backward(
         if not need_weights:
             continue
         grads["w_ih"].append(mm(of_product.t(), input))
-        grads["w_hh"].append(mm(of_u.t(), fed[:, d]))
+        grads["ln"] += [gamma.to(output.dtype) for gamma in gammas]
         if b_ih:
             grads["b_ih"].append(of_gx.sum(0))
-            grads["b_hh"].append(
-                _after_norm(mode, grad_gx[:, d], gates[:, d]).flatten(1).sum(0)
-                if mode == "GRU"
-                else grads["b_ih"][d].clone()
-            )
+            if mode != "GRU":
+                grads["b_hh"].append(grads["b_ih"][d].clone())
+            elif ln:
+                grads["b_hh"].append(after_norm.sum(0))
+            else:
+                grads["b_hh"].append(grad_u[:, d].flatten(1).sum(0))
         if w_hr:
             cell = _cells_before_zoneout(gates[:, d], cells, c0, batch_sizes, d)
             if ln_cell:
@@ -230,11 +245,14 @@ def backward(
             grads["w_hr"].append(
                 mm(grad_proj.view(num_rows, directions, width)[:, d].t(), projected)
             )
-        grads["ln"] += [gamma.to(output.dtype) for gamma in gammas]
-    weights = [g for name in grads for g in grads[name]]
     if not need_weights:
-        weights = [input.new_empty(0) for _ in (*w_ih, *w_hh, *b_ih, *b_hh, *w_hr, *ln)]
-    return [grad_input, grad_h0, grad_c0, *weights]
+        absent = [input.new_empty(0) for _ in (*w_ih, *w_hh, *b_ih, *b_hh, *w_hr, *ln)]
+        return [grad_input, grad_h0, grad_c0, *absent]
+    del grad_gx  # as large as the gates; the states come in its room
+    if fed is None:
+        fed = fed_states()
+    grads["w_hh"] = [mm(grad_u[:, d].flatten(1).t(), fed[:, d]) for d in range(directions)]
+    return [grad_input, grad_h0, grad_c0, *(g for name in names for g in grads[name])]
 
 
 def _rows_of_mask(h_mask: Tensor, batch_sizes: Tensor | None, num_rows: int) -> Tensor:
