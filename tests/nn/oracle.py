@@ -17,6 +17,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INPUT, HIDDEN, STEPS, BATCH = 5, 9, 7, 5
 LENGTHS = [3, 7, 1, 5, 3]
 ULPS = 8
+ULPS_OF_THE_ORACLE = 64  # in float64 the oracle rounds as much, in another order of summing
 
 Run = Callable[..., Any]
 
@@ -76,6 +77,7 @@ def assert_as_exact(
     if dtype.itemsize == 2 and getattr(theirs, "nonlinearity", None) == "relu":
         # Gradients jump where rounding moves a unit to the other side of the kink.
         found, reference, exact = found[:1], reference[:1], exact[:1]
+    ulps = ULPS_OF_THE_ORACLE if dtype == torch.float64 else ULPS
     for i, (x, y, z) in enumerate(zip(found, reference, exact, strict=True)):
         assert x.shape == y.shape == z.shape
         assert x.dtype == y.dtype == dtype
@@ -83,7 +85,7 @@ def assert_as_exact(
             continue
         assert x.isfinite().all()
         mine, torchs = ((a.double() - z).abs().max().item() for a in (x, y))
-        few = ULPS * torch.finfo(dtype).eps * z.abs().max().clamp(min=0.1).item()
+        few = ulps * torch.finfo(dtype).eps * z.abs().max().clamp(min=0.1).item()
         assert mine <= 2 * torchs + few, f"result {i}: ours {mine:.2e}, torch {torchs:.2e}"
 
 
