@@ -58,6 +58,16 @@ class _Cell(torch.nn.RNNCellBase):
         except KeyError:
             return self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
 
+    def _is_torchs(self, input: Tensor) -> bool:
+        """Whether torch's own cell, in C++ from end to end, is as quick as a step can be."""
+        return not (
+            self.layer_norm
+            or self.zoneout != 0
+            or not isinstance(input, Tensor)
+            or widens(input)
+            or _extras.autocasting(input.device.type)
+        )
+
     def _step(self, input: Tensor, h: Tensor | None, c: Tensor | None, mode: str):
         """One step: (h, c or None); None if torch's own forward should take the call.
 
@@ -88,9 +98,6 @@ class _Cell(torch.nn.RNNCellBase):
             or hidden == 0
         ):
             return None
-        extras = self.layer_norm or self.zoneout != 0
-        if not (extras or widens(input) or (mixed and input.device.type == "cpu")):
-            return None  # torch's cell, in C++ from end to end, is as quick as a step can be
         output, _, c_n = rnn_layer(
             input,
             None,
@@ -143,6 +150,8 @@ class _PlainCell(_Cell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """(B, H) from the input (B, I) and the state (B, H); B may be missing."""
+        if self._is_torchs(input):
+            return super().forward(input, hx)
         mode = self._mode
         if mode and (hx is None or isinstance(hx, Tensor)):
             result = self._step(input, hx, None, mode)
@@ -175,6 +184,8 @@ class LSTMCell(_Cell, torch.nn.LSTMCell):
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """(h, c), each (B, H), from the input (B, I) and (h, c); B may be missing."""
+        if self._is_torchs(input):
+            return super().forward(input, hx)
         if hx is None:
             result = self._step(input, None, None, "LSTM")
         elif (
