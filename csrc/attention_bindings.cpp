@@ -212,8 +212,47 @@ attention_forward(const Tensor& q, const Tensor& k, const Tensor& v, const Optio
   return {out, lse};
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor>
+attention_backward(const Tensor& grad_out, const OptionalTensor& grad_lse, const Tensor& q,
+                   const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& lse,
+                   const OptionalTensor& mask, const OptionalTensor& cu_seqlens_q,
+                   const OptionalTensor& cu_seqlens_k, const OptionalTensor& alibi_slopes,
+                   const OptionalTensor& seed, double scale, int64_t window_left,
+                   int64_t window_right, bool bottom_right, double softcap, double dropout_p,
+                   int64_t max_seqlen_q, int64_t max_seqlen_k, bool need_mask) {
+  Arguments arguments;
+  AttentionBackwardArgs a{};
+  set_common(arguments, a, q, k, v, mask, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed,
+             {scale, window_left, window_right, bottom_right, softcap, dropout_p, max_seqlen_q,
+              max_seqlen_k});
+  TORCH_CHECK(!need_mask || (mask && mask->is_floating_point()),
+              "fastseq: only a floating mask has a gradient");
+  const std::vector<int64_t> results{q.size(0), q.size(1), q.size(2), a.Dv};
+  const at::IntArrayRef rows(results.data(), 3);
+  a.out = arguments.tokens(out, "out", q, results);
+  a.grad_out = arguments.tokens(grad_out, "grad_out", q, results);
+  a.lse = const_cast<void*>(arguments.contiguous(lse, "lse", rows, acc_type(q)));
+  if (grad_lse) a.grad_lse = arguments.contiguous(*grad_lse, "grad_lse", rows, acc_type(q));
+  Tensor grad_q = empty_in_layout(q, a.D);
+  Tensor grad_k = empty_in_layout(k, a.D);
+  Tensor grad_v = empty_in_layout(v, a.Dv);
+  Tensor grad_mask = at::empty({0}, q.options());
+  if (need_mask) {
+    grad_mask = at::zeros(mask->sizes(), q.options().dtype(acc_type(q)));
+    a.grad_mask = grad_mask.data_ptr();
+    for (int d = 0; d < 4; ++d) a.mask_sizes[d] = mask->size(d);
+  }
+  a.grad_q = tokens_of(grad_q);
+  a.grad_k = tokens_of(grad_k);
+  a.grad_v = tokens_of(grad_v);
+  fastseq::kernels().attention_backward(&a);
+  if (need_mask) grad_mask = grad_mask.to(mask->scalar_type());
+  return {grad_q, grad_k, grad_v, grad_mask};
+}
+
 } // namespace
 
 TORCH_LIBRARY_IMPL(fastseq, CPU, m) {
   m.impl("attention_forward", attention_forward);
+  m.impl("attention_backward", attention_backward);
 }

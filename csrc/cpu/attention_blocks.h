@@ -64,6 +64,14 @@ template <class T> static T* tokens_at(const AttentionArgs& a, const Tokens& x, 
   return (T*)x.data + (a.cu_q ? 0 : u.b) * x.batch + head * x.head + token * x.token;
 }
 
+// Whether rows enter products as words where they lie.
+template <class T> static bool enters_raw(const Tokens& x, int64_t width) {
+  constexpr int64_t word = Shape<T>::WORD;
+  if (word == 1) return sizeof(T) == sizeof(Acc<T>);
+  return width % word == 0 && x.token % word == 0 && x.head % word == 0 && x.batch % word == 0 &&
+         (uintptr_t)x.data % (word * sizeof(T)) == 0;
+}
+
 // Lanes of random words, one 64-bit counter a lane; the third counter word separates uses.
 template <int L>
 FASTSEQ_INLINE void philox_words(uint64_t seed, const uint64_t (&counter)[L], uint32_t third,

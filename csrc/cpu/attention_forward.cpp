@@ -30,9 +30,7 @@ template <class T> struct Forward {
   explicit Forward(const AttentionArgs& args)
       : a(args), words(words_for<F>(a.D)), width_v(round_up_to(a.Dv, L)),
         query_stride(round_up_to(a.D, 2 * L)),
-        raw_keys(WORD == 1 ? sizeof(T) == sizeof(A)
-                           : a.D % WORD == 0 && a.k.token % WORD == 0 && a.k.head % WORD == 0 &&
-                                 a.k.batch % WORD == 0 && (uintptr_t)a.k.data % sizeof(A) == 0),
+        raw_keys(enters_raw<T>(a.k, a.D)),
         units(a.B * a.Hk) {}
 
   struct Scratch {
