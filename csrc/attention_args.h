@@ -47,20 +47,23 @@ struct AttentionBackwardArgs : AttentionArgs {
   int64_t mask_sizes[4];
 };
 
-// The last Sq tokens of each sequence against its cache.
+// A few queries of each sequence against its cache.
 struct DecodeArgs {
   DType dtype;
   int64_t B, Hq, Hk, Sq, D, Dv;
   Tokens q, out;
-  Tokens k, v; // batch: the stride of a page where there is a table
-  void* lse;   // (B, Hq, Sq) acc, contiguous
-  const int32_t* lengths; // (B)
+  Tokens k, v;            // batch: the stride of a page where there is a table
+  void* lse;              // (B, Hq, Sq) acc, contiguous
+  const int32_t* lengths; // (B) keys of each sequence, or null where all have `length`
+  int64_t length;
   const int32_t* table;   // (B, table_width) pages, or null
   int64_t table_width, page_size;
-  const double* alibi;
-  int64_t alibi_batch;
+  Mask mask;
+  const double* alibi; // (Hq) or (B, Hq), or null
+  int64_t alibi_batch; // 0 or Hq
   double scale, softcap;
   int64_t window_left, window_right;
+  bool bottom_right;
   int threads;
 };
 

@@ -193,6 +193,26 @@ void set_common(Arguments& arguments, AttentionArgs& a, const Tensor& q, const T
   a.threads = at::in_parallel_region() ? 1 : at::get_num_threads();
 }
 
+// Whether too few queries share a key for packing to pay.
+bool few_queries(const AttentionArgs& a) {
+  return a.Hk > 0 && a.Hq / a.Hk * a.Sq <= 8 && !a.cu_q && a.dropout_p == 0;
+}
+
+DecodeArgs decode_of(const AttentionArgs& a) {
+  DecodeArgs d{};
+  d.dtype = a.dtype;
+  d.B = a.B, d.Hq = a.Hq, d.Hk = a.Hk, d.Sq = a.Sq, d.D = a.D, d.Dv = a.Dv;
+  d.q = a.q, d.k = a.k, d.v = a.v, d.out = a.out, d.lse = a.lse;
+  d.length = a.Sk;
+  d.mask = a.mask;
+  d.alibi = a.alibi, d.alibi_batch = a.alibi_batch;
+  d.scale = a.scale, d.softcap = a.softcap;
+  d.window_left = a.window_left, d.window_right = a.window_right;
+  d.bottom_right = a.bottom_right;
+  d.threads = a.threads;
+  return d;
+}
+
 std::tuple<Tensor, Tensor>
 attention_forward(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& mask,
                   const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_k,
@@ -208,7 +228,12 @@ attention_forward(const Tensor& q, const Tensor& k, const Tensor& v, const Optio
   Tensor lse = at::empty({q.size(0), q.size(1), q.size(2)}, q.options().dtype(acc_type(q)));
   a.out = tokens_of(out);
   a.lse = lse.data_ptr();
-  fastseq::kernels().attention_forward(&a);
+  if (few_queries(a)) {
+    const DecodeArgs d = decode_of(a);
+    fastseq::kernels().attention_decode(&d);
+  } else {
+    fastseq::kernels().attention_forward(&a);
+  }
   return {out, lse};
 }
 
@@ -250,9 +275,66 @@ attention_backward(const Tensor& grad_out, const OptionalTensor& grad_lse, const
   return {grad_q, grad_k, grad_v, grad_mask};
 }
 
+std::tuple<Tensor, Tensor>
+attention_decode(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
+                 const Tensor& cache_seqlens, const OptionalTensor& block_table,
+                 const OptionalTensor& alibi_slopes, double scale, int64_t window_left,
+                 int64_t window_right, double softcap) {
+  Arguments arguments;
+  DecodeArgs a{};
+  a.dtype = dtype_of(q, "q");
+  a.q = arguments.tokens(q, "q", q);
+  a.k = arguments.tokens(k_cache, "k_cache", q);
+  a.v = arguments.tokens(v_cache, "v_cache", q);
+  a.B = q.size(0), a.Hq = q.size(1), a.Sq = q.size(2), a.D = q.size(3);
+  a.Hk = k_cache.size(1), a.Dv = v_cache.size(3);
+  const int64_t blocks = k_cache.size(0), tokens = k_cache.size(2);
+  TORCH_CHECK(k_cache.size(3) == a.D && (block_table || blocks == a.B), "fastseq: k_cache must be (",
+              block_table ? "blocks" : "batch", ", heads, tokens, ", a.D,
+              ") to go with q, got ", k_cache.sizes());
+  TORCH_CHECK(v_cache.size(0) == blocks && v_cache.size(1) == a.Hk && v_cache.size(2) == tokens,
+              "fastseq: v_cache must be (", blocks, ", ", a.Hk, ", ", tokens,
+              ", width) to go with k_cache, got ", v_cache.sizes());
+  TORCH_CHECK(a.Hk > 0 ? a.Hq % a.Hk == 0 : a.Hq == 0, "fastseq: the heads of k_cache, ", a.Hk,
+              ", must divide those of q, ", a.Hq);
+  TORCH_CHECK(std::isfinite(scale), "fastseq: scale must be finite, got ", scale);
+  TORCH_CHECK(softcap >= 0, "fastseq: softcap must not be negative, got ", softcap);
+  a.lengths = arguments.ints(cache_seqlens, "cache_seqlens", {a.B});
+  int64_t capacity = tokens;
+  if (block_table) {
+    TORCH_CHECK(block_table->dim() == 2, "fastseq: block_table must be (batch, blocks), got ",
+                block_table->sizes());
+    a.table_width = block_table->size(1);
+    a.table = arguments.ints(*block_table, "block_table", {a.B, a.table_width});
+    a.page_size = tokens;
+    capacity = tokens * a.table_width;
+  }
+  for (int64_t b = 0; b < a.B; ++b) {
+    TORCH_CHECK(a.lengths[b] >= 0 && a.lengths[b] <= capacity, "fastseq: cache_seqlens[", b,
+                "] must be between 0 and the cache's ", capacity, " tokens, got ", a.lengths[b]);
+    for (int64_t j = 0; a.table && j * a.page_size < a.lengths[b]; ++j) {
+      const int32_t page = a.table[b * a.table_width + j];
+      TORCH_CHECK(page >= 0 && page < blocks, "fastseq: block_table[", b, ", ", j,
+                  "] must be below ", blocks, ", the blocks of the cache, got ", page);
+    }
+  }
+  arguments.alibi(alibi_slopes, a.B, a.Hq, &a.alibi, &a.alibi_batch);
+  a.scale = scale, a.softcap = softcap;
+  a.window_left = window_left, a.window_right = window_right;
+  a.bottom_right = true;
+  a.threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  Tensor out = empty_in_layout(q, a.Dv);
+  Tensor lse = at::empty({a.B, a.Hq, a.Sq}, q.options().dtype(acc_type(q)));
+  a.out = tokens_of(out);
+  a.lse = lse.data_ptr();
+  fastseq::kernels().attention_decode(&a);
+  return {out, lse};
+}
+
 } // namespace
 
 TORCH_LIBRARY_IMPL(fastseq, CPU, m) {
   m.impl("attention_forward", attention_forward);
   m.impl("attention_backward", attention_backward);
+  m.impl("attention_decode", attention_decode);
 }

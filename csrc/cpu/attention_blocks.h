@@ -100,6 +100,46 @@ FASTSEQ_INLINE void philox_words(uint64_t seed, const uint64_t (&counter)[L], ui
 
 template <class A> using Index = decltype(Ints<A>{}[0] + Ints<A>{}[0]);
 
+FASTSEQ_INLINE float as_number(bf16 x) { return load(&x, 1)[0]; }
+FASTSEQ_INLINE float as_number(f16 x) { return load(&x, 1)[0]; }
+FASTSEQ_INLINE float as_number(float x) { return x; }
+FASTSEQ_INLINE double as_number(double x) { return x; }
+FASTSEQ_INLINE float as_number(bool x) { return x; }
+
+// Adjacent elements of a mask, n of them.
+template <class A, class M> FASTSEQ_INLINE Vec<A> mask_values(const M* p, int64_t n) {
+  if constexpr (sizeof(M) == sizeof(A) || (sizeof(M) == 2 && sizeof(A) == 4)) {
+    return load(p, n);
+  } else {
+    A part[lanes<A>] = {};
+    for (int i = 0; i < lanes<A> && i < n; ++i) part[i] = (A)as_number(p[i]);
+    return load(part);
+  }
+}
+template <class A, class M> FASTSEQ_INLINE A mask_value(const M* p) { return (A)as_number(*p); }
+
+// Adds n elements of a mask, from `at` on, to as many scores.
+template <class A, class M>
+static void add_mask_row(const M* mask, int64_t step, int64_t n, A* s) {
+  for (int64_t j = 0; j < n; ++j) {
+    const A value = mask_value<A>(mask + j * step);
+    if (sizeof(M) > 1)
+      s[j] += value * exponent_unit(A());
+    else if (value == 0)
+      s[j] = (A)-__builtin_inf();
+  }
+}
+template <class A> static void add_mask(const Mask& mask, int64_t at, int64_t n, A* s) {
+  switch (mask.type) {
+  case MASK_NONE: break;
+  case MASK_BOOL: return add_mask_row((const bool*)mask.data + at, mask.key, n, s);
+  case MASK_F64: return add_mask_row((const double*)mask.data + at, mask.key, n, s);
+  case MASK_F32: return add_mask_row((const float*)mask.data + at, mask.key, n, s);
+  case MASK_BF16: return add_mask_row((const bf16*)mask.data + at, mask.key, n, s);
+  case MASK_F16: return add_mask_row((const f16*)mask.data + at, mask.key, n, s);
+  }
+}
+
 // Up to QUERIES rows of a unit; lanes past the last repeat it.
 template <class T> struct QueryBlock {
   typedef Acc<T> A;
@@ -229,20 +269,6 @@ template <class T> struct QueryBlock {
   }
 
 private:
-  template <class M> static M scalar(M x) { return x; }
-  static float scalar(bf16 x) { return load(&x, 1)[0]; }
-  static float scalar(f16 x) { return load(&x, 1)[0]; }
-  template <class M> static V mask_values(const M* p, int64_t n) {
-    if constexpr (sizeof(M) == sizeof(A) || (sizeof(M) == 2 && sizeof(A) == 4)) {
-      return load(p, n);
-    } else {
-      A part[L] = {};
-      for (int i = 0; i < L && i < n; ++i) part[i] = (A)scalar(p[i]);
-      return load(part);
-    }
-  }
-  template <class M> static A mask_value(const M* p) { return mask_values(p, 1)[0]; }
-
   template <class M>
   void add_mask(A* s, int64_t ld, int64_t j0, int64_t from, int64_t to, int64_t v) const {
     const M* mask = (const M*)args->mask.data;
@@ -258,7 +284,7 @@ private:
     };
     auto across = [&](int64_t key) {
       A part[L];
-      for (int i = 0; i < L; ++i) part[i] = mask_value(mask + at[i] + key * step);
+      for (int i = 0; i < L; ++i) part[i] = mask_value<A>(mask + at[i] + key * step);
       return load(part);
     };
     bool shared = true;
@@ -268,11 +294,11 @@ private:
       for (int64_t j = from; j < to; ++j) add(j, value);
     } else if (shared) {
       for (int64_t j = from; j < to; ++j)
-        add(j, splat(mask_value(mask + at[0] + (j0 + j) * step)));
+        add(j, splat(mask_value<A>(mask + at[0] + (j0 + j) * step)));
     } else if (step == 1) {
       for (int64_t j = from; j < to; j += L) {
         V m[L];
-        for (int i = 0; i < L; ++i) m[i] = mask_values(mask + at[i] + j0 + j, to - j);
+        for (int i = 0; i < L; ++i) m[i] = mask_values<A>(mask + at[i] + j0 + j, to - j);
         transpose<A>(m);
         for (int i = 0; i < L && j + i < to; ++i) add(j + i, m[i]);
       }
