@@ -21,7 +21,13 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-KERNELS = ["rnn_forward", "rnn_backward"]
+KERNELS = [
+    "rnn_forward",
+    "rnn_backward",
+    "attention_forward",
+    "attention_backward",
+    "attention_decode",
+]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
 # name: (vector bytes, flags)
@@ -59,7 +65,10 @@ def compile_commands(compiler: list[str], build: Path) -> tuple[list[list[str]],
     if not torch._C._GLIBCXX_USE_CXX11_ABI:
         torch_flags.append("-D_GLIBCXX_USE_CXX11_ABI=0")
     csrc = ROOT / "csrc"
-    units = [("bindings", csrc / "bindings.cpp", ["-O1", *torch_flags])]
+    units = [
+        (name, csrc / f"{name}.cpp", ["-O1", *torch_flags])
+        for name in ("bindings", "attention_bindings")
+    ]
     for isa, (width, flags) in {"portable": (16, []), **x86}.items():
         definitions = [f"-DFASTSEQ_ISA={isa}", f"-DFASTSEQ_VECTOR_BYTES={width}"]
         for kernel in KERNELS:

@@ -7,7 +7,10 @@
 
 #define FASTSEQ_DECLARE(isa)                                                                       \
   extern "C" void fastseq_rnn_forward_##isa(const fastseq::ForwardArgs*);                          \
-  extern "C" void fastseq_rnn_backward_##isa(const fastseq::BackwardArgs*);
+  extern "C" void fastseq_rnn_backward_##isa(const fastseq::BackwardArgs*);                        \
+  extern "C" void fastseq_attention_forward_##isa(const fastseq::AttentionArgs*);                  \
+  extern "C" void fastseq_attention_backward_##isa(const fastseq::AttentionBackwardArgs*);         \
+  extern "C" void fastseq_attention_decode_##isa(const fastseq::DecodeArgs*);
 FASTSEQ_DECLARE(portable)
 #ifdef FASTSEQ_HAVE_X86
 FASTSEQ_DECLARE(avx2)
@@ -26,7 +29,8 @@ struct Build {
 const std::vector<Build>& builds() {
 #define FASTSEQ_BUILD(isa)                                                                         \
   {                                                                                                \
-    #isa, fastseq_rnn_forward_##isa, fastseq_rnn_backward_##isa                                    \
+    #isa, fastseq_rnn_forward_##isa, fastseq_rnn_backward_##isa, fastseq_attention_forward_##isa,  \
+        fastseq_attention_backward_##isa, fastseq_attention_decode_##isa                           \
   }
   static const std::vector<Build> all = [] {
     std::vector<Build> found{{FASTSEQ_BUILD(portable), true}};
@@ -97,11 +101,21 @@ const Kernels& kernels() {
 void load_kernels(const std::string& path, const std::string& name) {
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (!library) throw std::runtime_error(dlerror());
-  Kernels loaded{name, nullptr, nullptr};
-  *(void**)&loaded.rnn_forward = dlsym(library, ("fastseq_rnn_forward_" + name).c_str());
-  *(void**)&loaded.rnn_backward = dlsym(library, ("fastseq_rnn_backward_" + name).c_str());
-  if (!loaded.rnn_forward || !loaded.rnn_backward)
-    throw std::runtime_error(path + " has no kernels named " + name);
+  Kernels loaded = current();
+  loaded.name = name;
+  bool found = false;
+  auto take = [&](auto*& kernel, const char* prefix) {
+    if (void* symbol = dlsym(library, (prefix + name).c_str())) {
+      *(void**)&kernel = symbol;
+      found = true;
+    }
+  };
+  take(loaded.rnn_forward, "fastseq_rnn_forward_");
+  take(loaded.rnn_backward, "fastseq_rnn_backward_");
+  take(loaded.attention_forward, "fastseq_attention_forward_");
+  take(loaded.attention_backward, "fastseq_attention_backward_");
+  take(loaded.attention_decode, "fastseq_attention_decode_");
+  if (!found) throw std::runtime_error(path + " has no kernels named " + name);
   current() = loaded;
 }
 

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "attention_args.h"
 #include "scan_args.h"
 
 namespace fastseq {
@@ -12,6 +13,9 @@ struct Kernels {
   std::string name;
   void (*rnn_forward)(const ForwardArgs*);
   void (*rnn_backward)(const BackwardArgs*);
+  void (*attention_forward)(const AttentionArgs*);
+  void (*attention_backward)(const AttentionBackwardArgs*);
+  void (*attention_decode)(const DecodeArgs*);
 };
 
 // Instruction sets that were built, and those of them that this processor has, weakest first.
@@ -23,7 +27,8 @@ std::vector<std::string> usable_capabilities();
 const Kernels& kernels();
 
 // Replaces the kernels by those of another shared library, under the given name: for tests of
-// instruction sets that this processor lacks, built in a form that it can run.
+// instruction sets that this processor lacks, built in a form that it can run. Kernels that the
+// library does not have stay.
 void load_kernels(const std::string& path, const std::string& name);
 
 } // namespace fastseq

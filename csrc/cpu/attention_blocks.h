@@ -1,0 +1,368 @@
+// What a block of queries sees: which keys, and what is added to its scores.
+#pragma once
+
+#include <stdlib.h>
+
+#include "../attention_args.h"
+#include "attention_tiles.h"
+#include "team.h"
+
+namespace {
+
+using namespace fastseq;
+
+// Memory of one call, freed at its end.
+class Memory {
+public:
+  explicit Memory(int64_t bytes) {
+    void* block = nullptr;
+    if (posix_memalign(&block, 64, bytes > 0 ? bytes : 64)) abort();
+    data_ = (char*)block;
+  }
+  ~Memory() { free(data_); }
+  Memory(const Memory&) = delete;
+  char* data() const { return data_; }
+
+private:
+  char* data_;
+};
+
+// Cuts pieces off a block; from null, it only counts.
+class Cutter {
+public:
+  explicit Cutter(char* base) : base_(base) {}
+  template <class A> A* take(int64_t count) {
+    A* piece = base_ ? (A*)(base_ + used_) : nullptr;
+    used_ += round_up_to(count * (int64_t)sizeof(A), 64);
+    return piece;
+  }
+  int64_t used() const { return used_; }
+
+private:
+  char* base_;
+  int64_t used_ = 0;
+};
+
+// One sequence and one key head, with the query heads that share it.
+struct Unit {
+  int64_t b, head, group;    // group: query heads
+  int64_t q0, k0, sq, sk;    // where its tokens start, and how many
+  int64_t rows() const { return group * sq; } // head by head
+};
+
+static Unit unit_of(const AttentionArgs& a, int64_t index) {
+  Unit u{index / a.Hk, index % a.Hk, a.Hq / a.Hk, 0, 0, a.Sq, a.Sk};
+  if (a.cu_q) {
+    u.q0 = a.cu_q[u.b], u.sq = a.cu_q[u.b + 1] - u.q0;
+    u.k0 = a.cu_k[u.b], u.sk = a.cu_k[u.b + 1] - u.k0;
+  }
+  return u;
+}
+
+template <class T> static T* tokens_at(const AttentionArgs& a, const Tokens& x, const Unit& u,
+                                       int64_t head, int64_t token) {
+  return (T*)x.data + (a.cu_q ? 0 : u.b) * x.batch + head * x.head + token * x.token;
+}
+
+// Whether rows enter products as words where they lie.
+template <class T> static bool enters_raw(const Tokens& x, int64_t width) {
+  constexpr int64_t word = Shape<T>::WORD;
+  if (word == 1) return sizeof(T) == sizeof(Acc<T>);
+  return width % word == 0 && x.token % word == 0 && x.head % word == 0 && x.batch % word == 0 &&
+         (uintptr_t)x.data % (word * sizeof(T)) == 0;
+}
+
+// Lanes of random words, one 64-bit counter a lane; the third counter word separates uses.
+template <int L>
+FASTSEQ_INLINE void philox_words(uint64_t seed, const uint64_t (&counter)[L], uint32_t third,
+                                 uint32_t (&word)[4][L]) {
+  uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
+  uint32_t c0[L], c1[L], c2[L], c3[L];
+  for (int i = 0; i < L; ++i) {
+    c0[i] = (uint32_t)counter[i];
+    c1[i] = (uint32_t)(counter[i] >> 32);
+    c2[i] = third;
+    c3[i] = 0;
+  }
+  for (int round = 0; round < 10; ++round) {
+    for (int i = 0; i < L; ++i) {
+      const uint64_t a = (uint64_t)0xD2511F53u * c0[i], b = (uint64_t)0xCD9E8D57u * c2[i];
+      c0[i] = (uint32_t)(b >> 32) ^ c1[i] ^ k0;
+      c2[i] = (uint32_t)(a >> 32) ^ c3[i] ^ k1;
+      c1[i] = (uint32_t)b;
+      c3[i] = (uint32_t)a;
+    }
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  for (int i = 0; i < L; ++i) word[0][i] = c0[i], word[1][i] = c1[i], word[2][i] = c2[i], word[3][i] = c3[i];
+}
+
+template <class A> using Index = decltype(Ints<A>{}[0] + Ints<A>{}[0]);
+
+FASTSEQ_INLINE float as_number(bf16 x) { return load(&x, 1)[0]; }
+FASTSEQ_INLINE float as_number(f16 x) { return load(&x, 1)[0]; }
+FASTSEQ_INLINE float as_number(float x) { return x; }
+FASTSEQ_INLINE double as_number(double x) { return x; }
+FASTSEQ_INLINE float as_number(bool x) { return x; }
+
+// Adjacent elements of a mask, n of them.
+template <class A, class M> FASTSEQ_INLINE Vec<A> mask_values(const M* p, int64_t n) {
+  if constexpr (sizeof(M) == sizeof(A) || (sizeof(M) == 2 && sizeof(A) == 4)) {
+    return load(p, n);
+  } else {
+    A part[lanes<A>] = {};
+    for (int i = 0; i < lanes<A> && i < n; ++i) part[i] = (A)as_number(p[i]);
+    return load(part);
+  }
+}
+template <class A, class M> FASTSEQ_INLINE A mask_value(const M* p) { return (A)as_number(*p); }
+
+// Adds n elements of a mask, from `at` on, to as many scores.
+template <class A, class M>
+static void add_mask_row(const M* mask, int64_t step, int64_t n, A* s) {
+  for (int64_t j = 0; j < n; ++j) {
+    const A value = mask_value<A>(mask + j * step);
+    if (sizeof(M) > 1)
+      s[j] += value * exponent_unit(A());
+    else if (value == 0)
+      s[j] = (A)-__builtin_inf();
+  }
+}
+template <class A> static void add_mask(const Mask& mask, int64_t at, int64_t n, A* s) {
+  switch (mask.type) {
+  case MASK_NONE: break;
+  case MASK_BOOL: return add_mask_row((const bool*)mask.data + at, mask.key, n, s);
+  case MASK_F64: return add_mask_row((const double*)mask.data + at, mask.key, n, s);
+  case MASK_F32: return add_mask_row((const float*)mask.data + at, mask.key, n, s);
+  case MASK_BF16: return add_mask_row((const bf16*)mask.data + at, mask.key, n, s);
+  case MASK_F16: return add_mask_row((const f16*)mask.data + at, mask.key, n, s);
+  }
+}
+
+// Up to QUERIES rows of a unit; lanes past the last repeat it.
+template <class T> struct QueryBlock {
+  typedef Acc<T> A;
+  typedef Vec<A> V;
+  static constexpr int L = lanes<A>, WIDTH = Shape<T>::WIDTH;
+  static constexpr int QUERIES = WIDTH == 32 ? 96 : 48; // whole panels, and whole tiles of rows
+  static constexpr int PANELS = QUERIES / WIDTH;
+
+  struct Range {
+    int64_t low, high;             // keys that any lane sees
+    int64_t all_low, all_high;     // keys that every lane sees
+  };
+
+  const AttentionArgs* args;
+  Unit unit;
+  int64_t first, rows, panels; // rows of the unit
+  int64_t low, high;           // keys that any lane sees; low is a multiple of 4
+  Range range[PANELS];
+  Ints<A> key_low[QUERIES / L], key_high[QUERIES / L], position[QUERIES / L];
+  V slope[QUERIES / L];
+  int64_t head[QUERIES], index[QUERIES], mask_at[QUERIES];
+  uint64_t counter[QUERIES];
+
+  void set(const AttentionArgs& a, const Unit& u, int64_t first_row) {
+    args = &a;
+    unit = u;
+    first = first_row;
+    rows = least(QUERIES, u.rows() - first);
+    panels = (rows + WIDTH - 1) / WIDTH;
+    low = u.sk, high = 0;
+    const int64_t offset = a.bottom_right ? u.sk - u.sq : 0, quads = (a.max_k + 3) / 4;
+    for (int64_t p = 0; p < panels; ++p) {
+      Range& r = range[p] = {u.sk, 0, 0, u.sk};
+      for (int64_t lane = p * WIDTH; lane < (p + 1) * WIDTH; ++lane) {
+        const int64_t row = first + least(lane, rows - 1), i = row % u.sq;
+        const int64_t h = u.head * u.group + row / u.sq;
+        head[lane] = h, index[lane] = i;
+        int64_t from = a.window_left < 0 ? 0 : i + offset - a.window_left;
+        int64_t to = a.window_right < 0 ? u.sk : i + offset + a.window_right + 1;
+        from = least(most(from, 0), u.sk), to = most(least(to, u.sk), from);
+        key_low[lane / L][lane % L] = from, key_high[lane / L][lane % L] = to;
+        if (from < to) r.low = least(r.low, from), r.high = most(r.high, to);
+        r.all_low = most(r.all_low, from), r.all_high = least(r.all_high, to);
+        position[lane / L][lane % L] = i + u.sk - u.sq;
+        if (a.alibi) slope[lane / L][lane % L] = a.alibi[u.b * a.alibi_batch + h];
+        mask_at[lane] = u.b * a.mask.batch + h * a.mask.head + i * a.mask.query;
+        counter[lane] = (uint64_t)((u.b * a.Hq + h) * a.max_q + i) * (uint64_t)quads;
+      }
+      r.low = r.low / 4 * 4;
+      low = least(low, r.low), high = most(high, r.high);
+    }
+    low = low / 4 * 4;
+  }
+
+  // The keys of panel p among n from j0 on, as offsets; in whole words.
+  void local(int64_t p, int64_t j0, int64_t n, int64_t* from, int64_t* to) const {
+    *from = least(most(range[p].low - j0, 0), n);
+    *to = most(least(range[p].high - j0, n), *from);
+  }
+
+  bool adds_to_scores() const {
+    return args->softcap > 0 || args->alibi || args->mask.type != MASK_NONE;
+  }
+
+  // Finishes the raw scores s of rows [from, to), key j0 being row 0, and lanes of vector v, in
+  // exponent units. keep_slope, if given, gets the derivative of the softcap.
+  void finish(A* s, int64_t ld, int64_t j0, int64_t from, int64_t to, int64_t v,
+              A* keep_slope) const {
+    const A unit_ = exponent_unit(A()), scale = (A)args->scale;
+    const A cap = (A)args->softcap;
+    s += v * L;
+    for (int64_t j = from; j < to; ++j) {
+      V t = load(s + j * ld) * scale;
+      if (cap > 0) {
+        const V h = tanh(t / cap);
+        t = cap * h;
+        if (keep_slope) store(keep_slope + v * L + j * ld, 1 - h * h);
+      }
+      if (args->alibi) {
+        const V distance = __builtin_convertvector(position[v] - (Index<A>)(j0 + j), V);
+        t -= slope[v] * (distance < 0 ? -distance : distance);
+      }
+      store(s + j * ld, t * unit_);
+    }
+    switch (args->mask.type) {
+    case MASK_NONE: break;
+    case MASK_BOOL: add_mask<bool>(s, ld, j0, from, to, v); break;
+    case MASK_F64: add_mask<double>(s, ld, j0, from, to, v); break;
+    case MASK_F32: add_mask<float>(s, ld, j0, from, to, v); break;
+    case MASK_BF16: add_mask<bf16>(s, ld, j0, from, to, v); break;
+    case MASK_F16: add_mask<f16>(s, ld, j0, from, to, v); break;
+    }
+  }
+
+  // -infinity where a lane does not see a key. Only rows near the edges of the panel's range pay.
+  void cut(A* s, int64_t ld, int64_t j0, int64_t from, int64_t to, int64_t v) const {
+    const Range& r = range[v * L / WIDTH];
+    const int64_t inside_from = least(most(r.all_low - j0, from), to);
+    const int64_t inside_to = most(least(r.all_high - j0, to), inside_from);
+    for (int64_t j = from; j < to; ++j) {
+      if (j == inside_from) j = inside_to;
+      if (j >= to) break;
+      A* at = s + j * ld + v * L;
+      const Ints<A> key = Ints<A>{} + (Index<A>)(j0 + j);
+      const V x = load(at), none = splat((A)-__builtin_inf());
+      store(at, (key >= key_low[v]) & (key < key_high[v]) ? x : none);
+    }
+  }
+
+  // Multiplies rows [from, to) of p by 0 or 1/(1 - dropout_p). from is a multiple of 4.
+  template <class Use>
+  void dropped(int64_t j0, int64_t from, int64_t to, int64_t v, const Use& use) const {
+    const double p = args->dropout_p, scaled = p * 4294967296.0;
+    const uint32_t threshold = scaled >= 4294967295.0 ? 0xffffffffu : (uint32_t)scaled;
+    const A kept = p >= 1 ? (A)0 : (A)(1.0f / (float)(1 - p));
+    for (int64_t j = from; j < to; j += 4) {
+      uint64_t counters[L];
+      uint32_t word[4][L];
+      for (int i = 0; i < L; ++i) counters[i] = counter[v * L + i] + (uint64_t)((j0 + j) / 4);
+      philox_words<L>(args->seed, counters, 2, word);
+      for (int q = 0; q < 4 && j + q < to; ++q) {
+        A factor[L];
+        for (int i = 0; i < L; ++i) factor[i] = word[q][i] >= threshold ? kept : (A)0;
+        use(j + q, load(factor));
+      }
+    }
+  }
+
+private:
+  template <class M>
+  void add_mask(A* s, int64_t ld, int64_t j0, int64_t from, int64_t to, int64_t v) const {
+    const M* mask = (const M*)args->mask.data;
+    const int64_t* at = mask_at + v * L;
+    const int64_t step = args->mask.key;
+    const A unit_ = exponent_unit(A());
+    auto add = [&](int64_t j, V value) {
+      const V x = load(s + j * ld);
+      if (sizeof(M) == 1)
+        store(s + j * ld, value > 0 ? x : splat((A)-__builtin_inf()));
+      else
+        store(s + j * ld, x + value * unit_);
+    };
+    auto across = [&](int64_t key) {
+      A part[L];
+      for (int i = 0; i < L; ++i) part[i] = mask_value<A>(mask + at[i] + key * step);
+      return load(part);
+    };
+    bool shared = true;
+    for (int i = 1; i < L; ++i) shared &= at[i] == at[0];
+    if (step == 0) {
+      const V value = across(0);
+      for (int64_t j = from; j < to; ++j) add(j, value);
+    } else if (shared) {
+      for (int64_t j = from; j < to; ++j)
+        add(j, splat(mask_value<A>(mask + at[0] + (j0 + j) * step)));
+    } else if (step == 1) {
+      for (int64_t j = from; j < to; j += L) {
+        V m[L];
+        for (int i = 0; i < L; ++i) m[i] = mask_values<A>(mask + at[i] + j0 + j, to - j);
+        transpose<A>(m);
+        for (int i = 0; i < L && j + i < to; ++i) add(j + i, m[i]);
+      }
+    } else {
+      for (int64_t j = from; j < to; ++j) add(j, across(j0 + j));
+    }
+  }
+};
+
+// The rows of a block, one below the other; zeros after them.
+template <class T>
+static void gather_rows(const AttentionArgs& a, const Tokens& x, const QueryBlock<T>& b,
+                        int64_t width, T* to, int64_t stride) {
+  for (int64_t row = 0; row < b.panels * Shape<T>::WIDTH; ++row, to += stride) {
+    memset(to, 0, sizeof(T) * stride);
+    if (row < b.rows)
+      memcpy(to, tokens_at<T>(a, x, b.unit, b.head[row], b.unit.q0 + b.index[row]),
+             sizeof(T) * width);
+  }
+}
+
+template <class A, class Block>
+static A* lse_at(const AttentionArgs& a, A* lse, const Block& b, int64_t row) {
+  const int64_t batch = a.cu_q ? 0 : b.unit.b;
+  return lse + (batch * a.Hq + b.head[row]) * a.Sq + b.unit.q0 + b.index[row];
+}
+
+// to (n, QUERIES) = rows of x by each panel of queries, where the panel sees any key of the strip.
+template <class T>
+static void transposed_product(const QueryBlock<T>& b, const int64_t* low, const int64_t* high,
+                               int64_t n, int64_t words, const Acc<T>* x, int64_t ldx,
+                               const Acc<T>* panels, Acc<T>* to) {
+  constexpr int Q = QueryBlock<T>::QUERIES, R = Shape<T>::ROWS, W = Shape<T>::WIDTH;
+  for (int64_t r = 0; r < n; r += R) {
+    const int64_t rows = least(R, n - r);
+    for (int64_t p = 0; p < b.panels; ++p) {
+      if (low[p] >= r + rows || high[p] <= r) continue;
+      const Acc<T>* w = panels + p * words * W;
+      Acc<T>* c = to + r * Q + p * W;
+      if (b.rows - p * W > W / 2)
+        product_strip<Product<T>, 2, true>(rows, x + r * ldx, ldx, w, W, words, c, Q, false);
+      else
+        product_strip<Product<T>, 1, true>(rows, x + r * ldx, ldx, w, W, words, c, Q, false);
+    }
+  }
+}
+
+// Calls task(index) for every index below count, from the highest down, on whichever thread is free.
+struct Queue {
+  alignas(64) int64_t next = 0;
+  template <class Task> void drain(int64_t count, const Task& task) {
+    for (int64_t i; (i = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < count;)
+      task(count - 1 - i);
+  }
+};
+
+template <class Work> static void on_threads(int threads, const Work& work) {
+  Barrier barrier;
+  if (threads <= 1) return work(Worker{&barrier, 0, 1, false});
+#pragma omp parallel num_threads(threads)
+  work(Worker{&barrier, omp_get_thread_num(), omp_get_num_threads(), false});
+}
+
+} // namespace
+
+#define FASTSEQ_JOIN(a, b) a##b
+#define FASTSEQ_NAME(prefix, isa) FASTSEQ_JOIN(prefix, isa)

@@ -1,0 +1,265 @@
+// Attention of a few queries to many keys, bound by memory: keys and values are read once, as they
+// are, for all query heads that share them. Lanes are head dimensions for scores, then keys.
+#include "attention_blocks.h"
+
+namespace {
+
+template <class T> struct Decode {
+  typedef Acc<T> A;
+  typedef Vec<A> V;
+  static constexpr int L = lanes<A>;
+  // Keys of one task. A constant, so that a sequence's bits depend on nothing else in the batch.
+  static constexpr int64_t CHUNK = 256;
+  static constexpr int64_t RUN = 64; // of keys at a time, which stay in L1 for all rows
+
+  const DecodeArgs& a;
+  const int64_t group, rows, width, width_v, partial;
+  int64_t* first_task; // of each sequence, (B + 1)
+
+  explicit Decode(const DecodeArgs& args)
+      : a(args), group(a.Hk ? a.Hq / a.Hk : 0), rows(group * a.Sq), width(round_up_to(a.D, L)),
+        width_v(round_up_to(a.Dv, L)), partial(rows * (width_v + 2)) {}
+
+  struct Task {
+    int64_t b, head, length, from, to; // keys [from, to)
+    A *out, *maximum, *total;          // rows of the partial result
+  };
+
+  int64_t length(int64_t b) const { return a.lengths ? a.lengths[b] : a.length; }
+  int64_t chunks(int64_t b) const { return most(1, (length(b) + CHUNK - 1) / CHUNK); }
+
+  void run() {
+    if (a.B * rows * a.Hk == 0) return;
+    Memory tables(sizeof(int64_t) * (a.B + 1));
+    first_task = (int64_t*)tables.data();
+    first_task[0] = 0;
+    for (int64_t b = 0; b < a.B; ++b) first_task[b + 1] = first_task[b] + a.Hk * chunks(b);
+    const int64_t tasks = first_task[a.B];
+    Cutter size(nullptr), shared(nullptr);
+    size.take<A>(rows * (width + CHUNK));
+    shared.take<A>(tasks * partial);
+    Memory memory(shared.used() + size.used() * a.threads);
+    A* const partials = (A*)memory.data();
+    Queue work, merging;
+    on_threads((int)least(a.threads, tasks), [&](const Worker& worker) {
+      A* const queries = (A*)(memory.data() + shared.used() + size.used() * worker.index);
+      work.drain(tasks, [&](int64_t t) {
+        int64_t b = 0, end = a.B;
+        while (end - b > 1) (first_task[(b + end) / 2] <= t ? b : end) = (b + end) / 2;
+        const int64_t within = t - first_task[b], count = chunks(b);
+        Task task{b, within / count, length(b), within % count * CHUNK, 0, partials + t * partial};
+        task.to = least(task.from + CHUNK, task.length);
+        task.maximum = task.out + rows * width_v;
+        task.total = task.maximum + rows;
+        attend(task, queries, queries + rows * width);
+      });
+      worker.meet();
+      merging.drain(a.B * a.Hk, [&](int64_t i) {
+        const int64_t b = i / a.Hk, count = chunks(b);
+        for (int64_t row = 0; row < rows; ++row)
+          merge(b, i % a.Hk, row, partials + (first_task[b] + i % a.Hk * count) * partial, count);
+      });
+    });
+  }
+
+  // The keys that row i of the queries sees.
+  void range(const Task& t, int64_t i, int64_t* low, int64_t* high) const {
+    const int64_t own = i + (a.bottom_right ? t.length - a.Sq : 0);
+    *low = a.window_left < 0 ? t.from : most(t.from, own - a.window_left);
+    *high = a.window_right < 0 ? t.to : least(t.to, own + a.window_right + 1);
+  }
+
+  // Calls use(first key, count, its address) for the keys [from, to), which lie together.
+  template <class Use>
+  void runs(const Tokens& x, const Task& t, int64_t from, int64_t to, const Use& use) const {
+    for (int64_t j = from; j < to;) {
+      int64_t n = least(RUN, to - j);
+      const T* at = (const T*)x.data + t.head * x.head;
+      if (a.table) {
+        const int64_t inside = j % a.page_size;
+        n = least(n, a.page_size - inside);
+        at += a.table[t.b * a.table_width + j / a.page_size] * x.batch + inside * x.token;
+      } else {
+        at += t.b * x.batch + j * x.token;
+      }
+      use(j, n, at);
+      j += n;
+    }
+  }
+
+  template <class Use> void row_groups(const Use& use) const {
+    int64_t row = 0;
+    for (; row + 4 <= rows && L >= 4; row += 4) use(row, Constant<L >= 4 ? 4 : 2>());
+    for (; row + 2 <= rows; row += 2) use(row, Constant<2>());
+    if (row < rows) use(row, Constant<1>());
+  }
+  template <int N> struct Constant {
+    static constexpr int value = N;
+  };
+
+  void attend(const Task& t, A* queries, A* scores) const {
+    int64_t from = t.to, to = t.from; // keys that any row sees
+    for (int64_t i = 0; i < a.Sq; ++i) {
+      int64_t low, high;
+      range(t, i, &low, &high);
+      if (low < high) from = least(from, low), to = most(to, high);
+    }
+    memset(t.out, 0, sizeof(A) * rows * width_v);
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t h = t.head * group + row / a.Sq, i = row % a.Sq;
+      const T* q = (const T*)a.q.data + t.b * a.q.batch + h * a.q.head + i * a.q.token;
+      for (int64_t d = 0; d < a.D; d += L) store(queries + row * width + d, load(q + d, a.D - d));
+    }
+    runs(a.k, t, from, to, [&](int64_t j, int64_t n, const T* k) {
+      row_groups([&](int64_t row, auto size) {
+        score<decltype(size)::value>(queries + row * width, k, a.k.token, n,
+                                     scores + row * CHUNK + j - from);
+      });
+    });
+    for (int64_t row = 0; row < rows; ++row) soften(t, row, from, to, scores + row * CHUNK);
+    runs(a.v, t, from, to, [&](int64_t j, int64_t n, const T* v) {
+      row_groups([&](int64_t row, auto size) {
+        sum_values<decltype(size)::value>(scores + row * CHUNK + j - from, v, a.v.token, n,
+                                          t.out + row * width_v);
+      });
+    });
+  }
+
+  // scores (ROWS, CHUNK) of n keys: L sums at once, then one transposition for their lanes.
+  template <int ROWS>
+  void score(const A* q, const T* k, int64_t stride, int64_t n, A* scores) const {
+    constexpr int KEYS = L / ROWS;
+    const int64_t whole = a.D / L * L;
+    for (int64_t j = 0; j < n; j += KEYS) {
+      V sums[L] = {};
+      const T* key[KEYS];
+      for (int i = 0; i < KEYS; ++i) key[i] = k + least(j + i, n - 1) * stride;
+      auto step = [&](int64_t d, int64_t left) __attribute__((always_inline)) {
+#pragma GCC unroll 16
+        for (int i = 0; i < KEYS; ++i) {
+          const V x = left >= L ? load(key[i] + d) : load(key[i] + d, left);
+#pragma GCC unroll 4
+          for (int r = 0; r < ROWS; ++r) sums[r * KEYS + i] += x * load(q + r * width + d);
+        }
+      };
+      for (int64_t d = 0; d < whole; d += L) step(d, L);
+      if (whole < a.D) step(whole, a.D - whole);
+      transpose<A>(sums);
+      V total = sums[0];
+      for (int i = 1; i < L; ++i) total += sums[i];
+      for (int r = 0; r < ROWS; ++r)
+        for (int i = 0; i < KEYS && j + i < n; ++i) scores[r * CHUNK + j + i] = total[r * KEYS + i];
+    }
+  }
+
+  // Scores of one row to weights; its maximum and total.
+  void soften(const Task& t, int64_t row, int64_t from, int64_t to, A* s) const {
+    const int64_t h = t.head * group + row / a.Sq, i = row % a.Sq, n = to - from;
+    const A none = (A)-__builtin_inf(), cap = (A)a.softcap;
+    const A factor = cap > 0 || a.alibi ? (A)a.scale : (A)a.scale * exponent_unit(A());
+    A distances[L]; // of the first keys from the row's own
+    for (int l = 0; l < L; ++l) distances[l] = (A)(from + l - (i + t.length - a.Sq));
+    for (int64_t j = n; j < round_up_to(n, L); ++j) s[j] = 0;
+    for (int64_t j = 0; j < n; j += L) {
+      V x = load(s + j) * factor;
+      if (cap > 0) x = cap * tanh(x / cap);
+      if (a.alibi) {
+        const V distance = load(distances) + (A)j;
+        x -= (A)a.alibi[t.b * a.alibi_batch + h] * (distance < 0 ? -distance : distance);
+      }
+      store(s + j, cap > 0 || a.alibi ? x * exponent_unit(A()) : x);
+    }
+    if (a.mask.type != MASK_NONE)
+      add_mask<A>(a.mask,
+                  t.b * a.mask.batch + h * a.mask.head + i * a.mask.query + from * a.mask.key, n, s);
+    int64_t low, high;
+    range(t, i, &low, &high);
+    for (int64_t j = 0; j < round_up_to(n, L); ++j) {
+      if (j == low - from && low < high) j = high - from;
+      if (j < round_up_to(n, L)) s[j] = none;
+    }
+    V m = splat(none);
+    for (int64_t j = 0; j < n; j += L) m = larger(m, load(s + j));
+    A maximum = none;
+    for (int l = 0; l < L; ++l) maximum = m[l] > maximum ? m[l] : maximum;
+    const A base = maximum == none ? 0 : maximum;
+    V total = {};
+    for (int64_t j = 0; j < n; j += L) {
+      const V weight = exponential(load(s + j) - base);
+      total += weight;
+      store(s + j, weight);
+    }
+    t.maximum[row] = maximum;
+    t.total[row] = sum<A>(total);
+  }
+
+  // out (ROWS, width_v) += weights (ROWS, CHUNK) of n keys by their values.
+  template <int ROWS>
+  void sum_values(const A* weights, const T* v, int64_t stride, int64_t n, A* out) const {
+    constexpr int COLUMNS = 8 / ROWS;
+    int64_t d = 0;
+    for (; d + COLUMNS * L <= a.Dv; d += COLUMNS * L)
+      sum_columns<ROWS, COLUMNS>(weights, v + d, stride, n, COLUMNS * L, out + d);
+    for (; d < a.Dv; d += L) sum_columns<ROWS, 1>(weights, v + d, stride, n, a.Dv - d, out + d);
+  }
+  template <int ROWS, int COLUMNS>
+  void sum_columns(const A* weights, const T* v, int64_t stride, int64_t n, int64_t left,
+                   A* out) const {
+    V sums[ROWS][COLUMNS];
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 8
+      for (int c = 0; c < COLUMNS; ++c) sums[r][c] = load(out + r * width_v + c * L);
+    for (int64_t j = 0; j < n; ++j) {
+#pragma GCC unroll 8
+      for (int c = 0; c < COLUMNS; ++c) {
+        const V x = COLUMNS > 1 ? load(v + j * stride + c * L) : load(v + j * stride, left);
+#pragma GCC unroll 4
+        for (int r = 0; r < ROWS; ++r) sums[r][c] += x * weights[r * CHUNK + j];
+      }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 8
+      for (int c = 0; c < COLUMNS; ++c) store(out + r * width_v + c * L, sums[r][c]);
+  }
+
+  // One row of the result, from the chunks in order. The first chunk's part is the sum's place.
+  void merge(int64_t b, int64_t head, int64_t row, A* parts, int64_t count) const {
+    A* const first = parts + row * width_v;
+    auto maximum_of = [&](int64_t chunk) {
+      return parts[chunk * partial + rows * width_v + row];
+    };
+    A maximum = maximum_of(0), total = 0;
+    for (int64_t chunk = 1; chunk < count; ++chunk)
+      maximum = maximum_of(chunk) > maximum ? maximum_of(chunk) : maximum;
+    for (int64_t chunk = 0; chunk < count && maximum != -__builtin_inf(); ++chunk) {
+      const A factor = exponential(splat(maximum_of(chunk) - maximum))[0];
+      const A* part = parts + chunk * partial;
+      total += part[rows * width_v + rows + row] * factor;
+      for (int64_t d = 0; d < width_v; d += L) {
+        const V x = load(part + row * width_v + d) * factor;
+        store(first + d, chunk == 0 ? x : load(first + d) + x);
+      }
+    }
+    const int64_t h = head * group + row / a.Sq, i = row % a.Sq;
+    T* out = (T*)a.out.data + b * a.out.batch + h * a.out.head + i * a.out.token;
+    for (int64_t d = 0; d < a.Dv; d += L)
+      store(out + d, total == 0 ? V{} : load(first + d) * (1 / total), a.Dv - d);
+    ((A*)a.lse)[(b * a.Hq + h) * a.Sq + i] =
+        total == 0 ? (A)-__builtin_inf()
+                   : maximum / exponent_unit(A()) + (A)__builtin_log((double)total);
+  }
+};
+
+} // namespace
+
+extern "C" void FASTSEQ_NAME(fastseq_attention_decode_,
+                             FASTSEQ_ISA)(const fastseq::DecodeArgs* args) {
+  switch (args->dtype) {
+  case F64: return Decode<double>(*args).run();
+  case F32: return Decode<float>(*args).run();
+  case BF16: return Decode<bf16>(*args).run();
+  case F16: return Decode<f16>(*args).run();
+  }
+}
