@@ -1,7 +1,8 @@
 """RNNCell, LSTMCell and GRUCell: one step of the layers, for loops written by hand.
 
 A plain step in a type that the device multiplies well is torch's own: two library products and a
-fused point-wise kernel. Layer-norm, zoneout, and 16-bit types on a CPU without them, are ours.
+fused point-wise kernel. Layer-norm, zoneout, 16-bit types on a CPU without them, and whatever looks
+at operators (compilers, torch.func), are ours.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..ops.gemm import widens
 from ..ops.rnn import rnn_layer
+from ..ops.traced import is_traced
 from . import _extras
 
 _OPTIONS = ("layer_norm", "zoneout")
@@ -59,13 +61,14 @@ class _Cell(torch.nn.RNNCellBase):
             return self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
 
     def _is_torchs(self, input: Tensor) -> bool:
-        """Whether torch's own cell, in C++ from end to end, is as quick as a step can be."""
-        return not (
-            self.layer_norm
-            or self.zoneout != 0
-            or not isinstance(input, Tensor)
-            or widens(input)
-            or _extras.autocasting(input.device.type)
+        """Whether torch's own cell takes the call: plain, and nothing that it does not know."""
+        return (
+            not self.layer_norm
+            and not self.zoneout
+            and isinstance(input, Tensor)
+            and not torch._C._is_any_autocast_enabled()
+            and not is_traced()  # torch's cells have no batching rule
+            and not widens(input)
         )
 
     def _step(self, input: Tensor, h: Tensor | None, c: Tensor | None, mode: str):
