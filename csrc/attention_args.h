@@ -26,8 +26,8 @@ struct AttentionArgs {
   DType dtype;
   int64_t B, Hq, Hk, Sq, Sk, D, Dv; // Sq and Sk: with cu_seqlens, all tokens of the one row
   Tokens q, k, v, out;
-  void* lse;                // (B, Hq, Sq) acc, contiguous
-  const int32_t* cu_q;      // (B + 1) bounds of the sequences, or null
+  void* lse;           // (B, Hq, Sq) acc, contiguous
+  const int32_t* cu_q; // (B + 1) bounds of the sequences, or null
   const int32_t* cu_k;
   Mask mask;
   const double* alibi; // (Hq) or (B, Hq), or null
@@ -56,7 +56,7 @@ struct DecodeArgs {
   void* lse;              // (B, Hq, Sq) acc, contiguous
   const int32_t* lengths; // (B) keys of each sequence, or null where all have `length`
   int64_t length;
-  const int32_t* table;   // (B, table_width) pages, or null
+  const int32_t* table; // (B, table_width) pages, or null
   int64_t table_width, page_size;
   Mask mask;
   const double* alibi; // (Hq) or (B, Hq), or null

@@ -24,10 +24,14 @@ using OptionalTensor = std::optional<Tensor>;
 
 fastseq::DType dtype_of(const Tensor& x, const char* name) {
   switch (x.scalar_type()) {
-  case at::kDouble: return fastseq::F64;
-  case at::kFloat: return fastseq::F32;
-  case at::kBFloat16: return fastseq::BF16;
-  case at::kHalf: return fastseq::F16;
+  case at::kDouble:
+    return fastseq::F64;
+  case at::kFloat:
+    return fastseq::F32;
+  case at::kBFloat16:
+    return fastseq::BF16;
+  case at::kHalf:
+    return fastseq::F16;
   default:
     TORCH_CHECK(false, "fastseq: attention takes float64, float32, bfloat16 or float16, but ", name,
                 " is ", x.scalar_type());
@@ -59,8 +63,8 @@ public:
     TORCH_CHECK(x.dim() == 4, "fastseq: ", name,
                 " must be (batch, heads, tokens, width), got shape ", x.sizes());
     TORCH_CHECK(x.device().is_cpu(), "fastseq: ", name, " must be on the CPU, got ", x.device());
-    TORCH_CHECK(x.scalar_type() == q.scalar_type(), "fastseq: ", name, " must be ",
-                q.scalar_type(), " as q is, got ", x.scalar_type());
+    TORCH_CHECK(x.scalar_type() == q.scalar_type(), "fastseq: ", name, " must be ", q.scalar_type(),
+                " as q is, got ", x.scalar_type());
     return tokens_of(keep(x.size(3) > 1 && x.stride(3) != 1 ? x.contiguous() : x));
   }
   Tokens tokens(const Tensor& x, const char* name, const Tensor& q, at::IntArrayRef shape) {
@@ -113,8 +117,9 @@ void check_bounds(const int32_t* bounds, int64_t count, int64_t total, int64_t l
   TORCH_CHECK(count == 0 ? total == 0 : bounds[0] == 0 && bounds[count] == total, "fastseq: ", name,
               " must run from 0 to the number of tokens, ", total);
   for (int64_t b = 0; b < count; ++b)
-    TORCH_CHECK(bounds[b + 1] >= bounds[b] && bounds[b + 1] - bounds[b] <= longest, "fastseq: ",
-                name, " must not decrease, nor a sequence be longer than max_seqlen, ", longest);
+    TORCH_CHECK(bounds[b + 1] >= bounds[b] && bounds[b + 1] - bounds[b] <= longest,
+                "fastseq: ", name, " must not decrease, nor a sequence be longer than max_seqlen, ",
+                longest);
 }
 
 fastseq::Mask mask_of(Arguments& arguments, const Tensor& mask, const Tensor& q, const Tensor& k) {
@@ -132,10 +137,18 @@ fastseq::Mask mask_of(Arguments& arguments, const Tensor& mask, const Tensor& q,
                   stride(3)};
   if (mask.scalar_type() == at::kBool) return m;
   switch (dtype_of(mask, "mask")) {
-  case fastseq::F64: m.type = fastseq::MASK_F64; break;
-  case fastseq::F32: m.type = fastseq::MASK_F32; break;
-  case fastseq::BF16: m.type = fastseq::MASK_BF16; break;
-  case fastseq::F16: m.type = fastseq::MASK_F16; break;
+  case fastseq::F64:
+    m.type = fastseq::MASK_F64;
+    break;
+  case fastseq::F32:
+    m.type = fastseq::MASK_F32;
+    break;
+  case fastseq::BF16:
+    m.type = fastseq::MASK_BF16;
+    break;
+  case fastseq::F16:
+    m.type = fastseq::MASK_F16;
+    break;
   }
   return m;
 }
@@ -275,11 +288,12 @@ attention_backward(const Tensor& grad_out, const OptionalTensor& grad_lse, const
   return {grad_q, grad_k, grad_v, grad_mask};
 }
 
-std::tuple<Tensor, Tensor>
-attention_decode(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
-                 const Tensor& cache_seqlens, const OptionalTensor& block_table,
-                 const OptionalTensor& alibi_slopes, double scale, int64_t window_left,
-                 int64_t window_right, double softcap) {
+std::tuple<Tensor, Tensor> attention_decode(const Tensor& q, const Tensor& k_cache,
+                                            const Tensor& v_cache, const Tensor& cache_seqlens,
+                                            const OptionalTensor& block_table,
+                                            const OptionalTensor& alibi_slopes, double scale,
+                                            int64_t window_left, int64_t window_right,
+                                            double softcap) {
   Arguments arguments;
   DecodeArgs a{};
   a.dtype = dtype_of(q, "q");
@@ -289,9 +303,9 @@ attention_decode(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
   a.B = q.size(0), a.Hq = q.size(1), a.Sq = q.size(2), a.D = q.size(3);
   a.Hk = k_cache.size(1), a.Dv = v_cache.size(3);
   const int64_t blocks = k_cache.size(0), tokens = k_cache.size(2);
-  TORCH_CHECK(k_cache.size(3) == a.D && (block_table || blocks == a.B), "fastseq: k_cache must be (",
-              block_table ? "blocks" : "batch", ", heads, tokens, ", a.D,
-              ") to go with q, got ", k_cache.sizes());
+  TORCH_CHECK(k_cache.size(3) == a.D && (block_table || blocks == a.B),
+              "fastseq: k_cache must be (", block_table ? "blocks" : "batch", ", heads, tokens, ",
+              a.D, ") to go with q, got ", k_cache.sizes());
   TORCH_CHECK(v_cache.size(0) == blocks && v_cache.size(1) == a.Hk && v_cache.size(2) == tokens,
               "fastseq: v_cache must be (", blocks, ", ", a.Hk, ", ", tokens,
               ", width) to go with k_cache, got ", v_cache.sizes());

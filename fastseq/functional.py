@@ -58,7 +58,7 @@ def scaled_dot_product_attention(
     leading = torch.broadcast_shapes(query.shape[:-3], key.shape[:-3], value.shape[:-3])
     q, k, v = (_four_dimensional(x, leading) for x in (query, key, value))
     if q.shape[1] > k.shape[1] == 1 and not enable_gqa:
-        k = k.expand(-1, q.shape[1], -1, -1)
+        k, v = (x.expand(-1, q.shape[1], -1, -1) for x in (k, v))
     mask = attn_mask
     if mask is not None:
         full = (*leading, q.shape[1], q.shape[2], k.shape[2])

@@ -4,7 +4,8 @@
 
 namespace {
 
-template <class T> struct Backward {
+template <class T>
+struct Backward {
   typedef Format<T> F;
   typedef Product<T> P;
   typedef Acc<T> A;
@@ -22,10 +23,10 @@ template <class T> struct Backward {
   int64_t* first_block; // of each unit, (units + 1)
 
   explicit Backward(const AttentionBackwardArgs& args)
-      : a(args), words(words_for<F>(a.D)), words_v(words_for<F>(a.Dv)),
-        width(round_up_to(a.D, L)), width_v(round_up_to(a.Dv, L)),
-        row_stride(round_up_to(most(a.D, a.Dv), W)), raw_keys(enters_raw<T>(a.k, a.D)),
-        raw_values(enters_raw<T>(a.v, a.Dv)), units(a.B * a.Hk) {}
+      : a(args), words(words_for<F>(a.D)), words_v(words_for<F>(a.Dv)), width(round_up_to(a.D, L)),
+        width_v(round_up_to(a.Dv, L)), row_stride(round_up_to(most(a.D, a.Dv), W)),
+        raw_keys(enters_raw<T>(a.k, a.D)), raw_values(enters_raw<T>(a.v, a.Dv)), units(a.B * a.Hk) {
+  }
 
   struct Scratch {
     A *queries, *query_rows, *grads, *grad_rows; // across and along, as the products want them
@@ -148,8 +149,12 @@ template <class T> struct Backward {
       memset(s.grad_k, 0, sizeof(A) * n * width);
       memset(s.grad_v, 0, sizeof(A) * n * width_v);
     }
-    const Chunk c{first, n, raw_keys ? (const A*)k : s.keys, raw_values ? (const A*)v : s.values,
-                  raw_keys ? a.k.token / WORD : words, raw_values ? a.v.token / WORD : words_v,
+    const Chunk c{first,
+                  n,
+                  raw_keys ? (const A*)k : s.keys,
+                  raw_values ? (const A*)v : s.values,
+                  raw_keys ? a.k.token / WORD : words,
+                  raw_values ? a.v.token / WORD : words_v,
                   {s.key_rows, W, panel}};
     for (int64_t block = 0; block < blocks_of(u); ++block) {
       Block b;
@@ -202,7 +207,8 @@ template <class T> struct Backward {
       const T* grad = tokens_at<T>(a, a.grad_out, b.unit, b.head[row], token);
       const T* out = tokens_at<T>(a, a.out, b.unit, b.head[row], token);
       V dot = {};
-      for (int64_t d = 0; d < a.Dv; d += L) dot += load(grad + d, a.Dv - d) * load(out + d, a.Dv - d);
+      for (int64_t d = 0; d < a.Dv; d += L)
+        dot += load(grad + d, a.Dv - d) * load(out + d, a.Dv - d);
       s.delta[row] = sum<A>(dot);
       if (a.grad_lse) s.delta[row] -= *lse_at<const A>(a, (const A*)a.grad_lse, b, row);
     }
@@ -270,7 +276,7 @@ template <class T> struct Backward {
     }
     if (from == to) return;
     A factor = (A)a.scale * exponent_unit(A());
-    if (b.adds_to_scores()) {
+    if (b.adds_to_scores() || factor <= 0) {
       b.finish(s.weights, Q, j0, from, to, v, a.softcap > 0 ? s.cap_slopes : nullptr);
       factor = 1;
     }
@@ -345,9 +351,13 @@ template <class T> struct Backward {
 extern "C" void FASTSEQ_NAME(fastseq_attention_backward_,
                              FASTSEQ_ISA)(const fastseq::AttentionBackwardArgs* args) {
   switch (args->dtype) {
-  case F64: return Backward<double>(*args).run();
-  case F32: return Backward<float>(*args).run();
-  case BF16: return Backward<bf16>(*args).run();
-  case F16: return Backward<f16>(*args).run();
+  case F64:
+    return Backward<double>(*args).run();
+  case F32:
+    return Backward<float>(*args).run();
+  case BF16:
+    return Backward<bf16>(*args).run();
+  case F16:
+    return Backward<f16>(*args).run();
   }
 }

@@ -31,7 +31,8 @@ private:
 class Cutter {
 public:
   explicit Cutter(char* base) : base_(base) {}
-  template <class A> A* take(int64_t count) {
+  template <class A>
+  A* take(int64_t count) {
     A* piece = base_ ? (A*)(base_ + used_) : nullptr;
     used_ += round_up_to(count * (int64_t)sizeof(A), 64);
     return piece;
@@ -45,8 +46,8 @@ private:
 
 // One sequence and one key head, with the query heads that share it.
 struct Unit {
-  int64_t b, head, group;    // group: query heads
-  int64_t q0, k0, sq, sk;    // where its tokens start, and how many
+  int64_t b, head, group;                     // group: query heads
+  int64_t q0, k0, sq, sk;                     // where its tokens start, and how many
   int64_t rows() const { return group * sq; } // head by head
 };
 
@@ -59,13 +60,15 @@ static Unit unit_of(const AttentionArgs& a, int64_t index) {
   return u;
 }
 
-template <class T> static T* tokens_at(const AttentionArgs& a, const Tokens& x, const Unit& u,
-                                       int64_t head, int64_t token) {
+template <class T>
+static T* tokens_at(const AttentionArgs& a, const Tokens& x, const Unit& u, int64_t head,
+                    int64_t token) {
   return (T*)x.data + (a.cu_q ? 0 : u.b) * x.batch + head * x.head + token * x.token;
 }
 
 // Whether rows enter products as words where they lie.
-template <class T> static bool enters_raw(const Tokens& x, int64_t width) {
+template <class T>
+static bool enters_raw(const Tokens& x, int64_t width) {
   constexpr int64_t word = Shape<T>::WORD;
   if (word == 1) return sizeof(T) == sizeof(Acc<T>);
   return width % word == 0 && x.token % word == 0 && x.head % word == 0 && x.batch % word == 0 &&
@@ -95,19 +98,32 @@ FASTSEQ_INLINE void philox_words(uint64_t seed, const uint64_t (&counter)[L], ui
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }
-  for (int i = 0; i < L; ++i) word[0][i] = c0[i], word[1][i] = c1[i], word[2][i] = c2[i], word[3][i] = c3[i];
+  for (int i = 0; i < L; ++i)
+    word[0][i] = c0[i], word[1][i] = c1[i], word[2][i] = c2[i], word[3][i] = c3[i];
 }
 
-template <class A> using Index = decltype(Ints<A>{}[0] + Ints<A>{}[0]);
+template <class A>
+using Index = decltype(Ints<A>{}[0] + Ints<A>{}[0]);
 
-FASTSEQ_INLINE float as_number(bf16 x) { return load(&x, 1)[0]; }
-FASTSEQ_INLINE float as_number(f16 x) { return load(&x, 1)[0]; }
-FASTSEQ_INLINE float as_number(float x) { return x; }
-FASTSEQ_INLINE double as_number(double x) { return x; }
-FASTSEQ_INLINE float as_number(bool x) { return x; }
+FASTSEQ_INLINE float as_number(bf16 x) {
+  return load(&x, 1)[0];
+}
+FASTSEQ_INLINE float as_number(f16 x) {
+  return load(&x, 1)[0];
+}
+FASTSEQ_INLINE float as_number(float x) {
+  return x;
+}
+FASTSEQ_INLINE double as_number(double x) {
+  return x;
+}
+FASTSEQ_INLINE float as_number(bool x) {
+  return x;
+}
 
 // Adjacent elements of a mask, n of them.
-template <class A, class M> FASTSEQ_INLINE Vec<A> mask_values(const M* p, int64_t n) {
+template <class A, class M>
+FASTSEQ_INLINE Vec<A> mask_values(const M* p, int64_t n) {
   if constexpr (sizeof(M) == sizeof(A) || (sizeof(M) == 2 && sizeof(A) == 4)) {
     return load(p, n);
   } else {
@@ -116,7 +132,10 @@ template <class A, class M> FASTSEQ_INLINE Vec<A> mask_values(const M* p, int64_
     return load(part);
   }
 }
-template <class A, class M> FASTSEQ_INLINE A mask_value(const M* p) { return (A)as_number(*p); }
+template <class A, class M>
+FASTSEQ_INLINE A mask_value(const M* p) {
+  return (A)as_number(*p);
+}
 
 // Adds n elements of a mask, from `at` on, to as many scores.
 template <class A, class M>
@@ -129,19 +148,27 @@ static void add_mask_row(const M* mask, int64_t step, int64_t n, A* s) {
       s[j] = (A)-__builtin_inf();
   }
 }
-template <class A> static void add_mask(const Mask& mask, int64_t at, int64_t n, A* s) {
+template <class A>
+static void add_mask(const Mask& mask, int64_t at, int64_t n, A* s) {
   switch (mask.type) {
-  case MASK_NONE: break;
-  case MASK_BOOL: return add_mask_row((const bool*)mask.data + at, mask.key, n, s);
-  case MASK_F64: return add_mask_row((const double*)mask.data + at, mask.key, n, s);
-  case MASK_F32: return add_mask_row((const float*)mask.data + at, mask.key, n, s);
-  case MASK_BF16: return add_mask_row((const bf16*)mask.data + at, mask.key, n, s);
-  case MASK_F16: return add_mask_row((const f16*)mask.data + at, mask.key, n, s);
+  case MASK_NONE:
+    break;
+  case MASK_BOOL:
+    return add_mask_row((const bool*)mask.data + at, mask.key, n, s);
+  case MASK_F64:
+    return add_mask_row((const double*)mask.data + at, mask.key, n, s);
+  case MASK_F32:
+    return add_mask_row((const float*)mask.data + at, mask.key, n, s);
+  case MASK_BF16:
+    return add_mask_row((const bf16*)mask.data + at, mask.key, n, s);
+  case MASK_F16:
+    return add_mask_row((const f16*)mask.data + at, mask.key, n, s);
   }
 }
 
 // Up to QUERIES rows of a unit; lanes past the last repeat it.
-template <class T> struct QueryBlock {
+template <class T>
+struct QueryBlock {
   typedef Acc<T> A;
   typedef Vec<A> V;
   static constexpr int L = lanes<A>, WIDTH = Shape<T>::WIDTH;
@@ -149,8 +176,8 @@ template <class T> struct QueryBlock {
   static constexpr int PANELS = QUERIES / WIDTH;
 
   struct Range {
-    int64_t low, high;             // keys that any lane sees
-    int64_t all_low, all_high;     // keys that every lane sees
+    int64_t low, high;         // keys that any lane sees
+    int64_t all_low, all_high; // keys that every lane sees
   };
 
   const AttentionArgs* args;
@@ -225,12 +252,23 @@ template <class T> struct QueryBlock {
       store(s + j * ld, t * unit_);
     }
     switch (args->mask.type) {
-    case MASK_NONE: break;
-    case MASK_BOOL: add_mask<bool>(s, ld, j0, from, to, v); break;
-    case MASK_F64: add_mask<double>(s, ld, j0, from, to, v); break;
-    case MASK_F32: add_mask<float>(s, ld, j0, from, to, v); break;
-    case MASK_BF16: add_mask<bf16>(s, ld, j0, from, to, v); break;
-    case MASK_F16: add_mask<f16>(s, ld, j0, from, to, v); break;
+    case MASK_NONE:
+      break;
+    case MASK_BOOL:
+      add_mask<bool>(s, ld, j0, from, to, v);
+      break;
+    case MASK_F64:
+      add_mask<double>(s, ld, j0, from, to, v);
+      break;
+    case MASK_F32:
+      add_mask<float>(s, ld, j0, from, to, v);
+      break;
+    case MASK_BF16:
+      add_mask<bf16>(s, ld, j0, from, to, v);
+      break;
+    case MASK_F16:
+      add_mask<f16>(s, ld, j0, from, to, v);
+      break;
     }
   }
 
@@ -346,16 +384,19 @@ static void transposed_product(const QueryBlock<T>& b, const int64_t* low, const
   }
 }
 
-// Calls task(index) for every index below count, from the highest down, on whichever thread is free.
+// Calls task(index) for every index below count, from the highest down, on whichever thread is
+// free.
 struct Queue {
   alignas(64) int64_t next = 0;
-  template <class Task> void drain(int64_t count, const Task& task) {
+  template <class Task>
+  void drain(int64_t count, const Task& task) {
     for (int64_t i; (i = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < count;)
       task(count - 1 - i);
   }
 };
 
-template <class Work> static void on_threads(int threads, const Work& work) {
+template <class Work>
+static void on_threads(int threads, const Work& work) {
   Barrier barrier;
   if (threads <= 1) return work(Worker{&barrier, 0, 1, false});
 #pragma omp parallel num_threads(threads)

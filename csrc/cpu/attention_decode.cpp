@@ -4,7 +4,8 @@
 
 namespace {
 
-template <class T> struct Decode {
+template <class T>
+struct Decode {
   typedef Acc<T> A;
   typedef Vec<A> V;
   static constexpr int L = lanes<A>;
@@ -87,13 +88,15 @@ template <class T> struct Decode {
     }
   }
 
-  template <class Use> void row_groups(const Use& use) const {
+  template <class Use>
+  void row_groups(const Use& use) const {
     int64_t row = 0;
     for (; row + 4 <= rows && L >= 4; row += 4) use(row, Constant<L >= 4 ? 4 : 2>());
     for (; row + 2 <= rows; row += 2) use(row, Constant<2>());
     if (row < rows) use(row, Constant<1>());
   }
-  template <int N> struct Constant {
+  template <int N>
+  struct Constant {
     static constexpr int value = N;
   };
 
@@ -104,6 +107,7 @@ template <class T> struct Decode {
       range(t, i, &low, &high);
       if (low < high) from = least(from, low), to = most(to, high);
     }
+    to = most(from, to);
     memset(t.out, 0, sizeof(A) * rows * width_v);
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t h = t.head * group + row / a.Sq, i = row % a.Sq;
@@ -171,7 +175,8 @@ template <class T> struct Decode {
     }
     if (a.mask.type != MASK_NONE)
       add_mask<A>(a.mask,
-                  t.b * a.mask.batch + h * a.mask.head + i * a.mask.query + from * a.mask.key, n, s);
+                  t.b * a.mask.batch + h * a.mask.head + i * a.mask.query + from * a.mask.key, n,
+                  s);
     int64_t low, high;
     range(t, i, &low, &high);
     for (int64_t j = 0; j < round_up_to(n, L); ++j) {
@@ -227,9 +232,7 @@ template <class T> struct Decode {
   // One row of the result, from the chunks in order. The first chunk's part is the sum's place.
   void merge(int64_t b, int64_t head, int64_t row, A* parts, int64_t count) const {
     A* const first = parts + row * width_v;
-    auto maximum_of = [&](int64_t chunk) {
-      return parts[chunk * partial + rows * width_v + row];
-    };
+    auto maximum_of = [&](int64_t chunk) { return parts[chunk * partial + rows * width_v + row]; };
     A maximum = maximum_of(0), total = 0;
     for (int64_t chunk = 1; chunk < count; ++chunk)
       maximum = maximum_of(chunk) > maximum ? maximum_of(chunk) : maximum;
@@ -257,9 +260,13 @@ template <class T> struct Decode {
 extern "C" void FASTSEQ_NAME(fastseq_attention_decode_,
                              FASTSEQ_ISA)(const fastseq::DecodeArgs* args) {
   switch (args->dtype) {
-  case F64: return Decode<double>(*args).run();
-  case F32: return Decode<float>(*args).run();
-  case BF16: return Decode<bf16>(*args).run();
-  case F16: return Decode<f16>(*args).run();
+  case F64:
+    return Decode<double>(*args).run();
+  case F32:
+    return Decode<float>(*args).run();
+  case BF16:
+    return Decode<bf16>(*args).run();
+  case F16:
+    return Decode<f16>(*args).run();
   }
 }

@@ -4,13 +4,15 @@
 namespace {
 
 // What the products read of one unit's keys and values.
-template <class A> struct Prepared {
+template <class A>
+struct Prepared {
   const A* keys; // words, (sk, ld)
   int64_t ld;
   Panels<A> values;
 };
 
-template <class T> struct Forward {
+template <class T>
+struct Forward {
   typedef Format<T> F;
   typedef Product<T> P;
   typedef Acc<T> A;
@@ -21,7 +23,7 @@ template <class T> struct Forward {
 
   const AttentionArgs& a;
   const int64_t words, width_v, query_stride;
-  const bool raw_keys;   // whether keys enter products as they lie in memory
+  const bool raw_keys; // whether keys enter products as they lie in memory
   bool raw_values;
   int64_t units, chunks;
   int64_t* first_block; // of each unit, (units + 1)
@@ -29,8 +31,7 @@ template <class T> struct Forward {
 
   explicit Forward(const AttentionArgs& args)
       : a(args), words(words_for<F>(a.D)), width_v(round_up_to(a.Dv, L)),
-        query_stride(round_up_to(a.D, 2 * L)),
-        raw_keys(enters_raw<T>(a.k, a.D)),
+        query_stride(round_up_to(a.D, 2 * L)), raw_keys(enters_raw<T>(a.k, a.D)),
         units(a.B * a.Hk) {}
 
   struct Scratch {
@@ -202,8 +203,8 @@ template <class T> struct Forward {
       const int64_t n = least(KEYS, end - j0);
       int64_t low[Block::PANELS], high[Block::PANELS];
       for (int64_t p = 0; p < b.panels; ++p) b.local(p, j0, n, &low[p], &high[p]);
-      transposed_product<T>(b, low, high, n, words, ready.keys + j0 * ready.ld, ready.ld,
-                            s.queries, s.scores);
+      transposed_product<T>(b, low, high, n, words, ready.keys + j0 * ready.ld, ready.ld, s.queries,
+                            s.scores);
       for (int64_t p = 0; p < b.panels; ++p)
         for (int64_t v = p * 2; v < p * 2 + 2; ++v) soften(b, j0, low[p], high[p], v, s);
       for (int64_t p = 0, next; p < b.panels; p = next) {
@@ -302,9 +303,13 @@ template <class T> struct Forward {
 extern "C" void FASTSEQ_NAME(fastseq_attention_forward_,
                              FASTSEQ_ISA)(const fastseq::AttentionArgs* args) {
   switch (args->dtype) {
-  case F64: return Forward<double>(*args).run();
-  case F32: return Forward<float>(*args).run();
-  case BF16: return Forward<bf16>(*args).run();
-  case F16: return Forward<f16>(*args).run();
+  case F64:
+    return Forward<double>(*args).run();
+  case F32:
+    return Forward<float>(*args).run();
+  case BF16:
+    return Forward<bf16>(*args).run();
+  case F16:
+    return Forward<f16>(*args).run();
   }
 }

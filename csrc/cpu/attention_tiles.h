@@ -1,10 +1,10 @@
 // Small matrix products for attention, and the packing that they want.
 //
-// One kernel does every product: c[row][column] += sum over k of x(row, k) * w[k][column]. x is read
-// one word at a time, so it may lie either way round; w is read in vectors, from panels of WIDTH
-// columns. Scores are kept transposed, (keys, queries): the lanes of a vector are queries, so the
-// softmax needs no sums across lanes, four keys of one dropout counter are four rows, and keys and
-// values enter the products as they lie in memory.
+// One kernel does every product: c[row][column] += sum over k of x(row, k) * w[k][column]. x is
+// read one word at a time, so it may lie either way round; w is read in vectors, from panels of
+// WIDTH columns. Scores are kept transposed, (keys, queries): the lanes of a vector are queries, so
+// the softmax needs no sums across lanes, four keys of one dropout counter are four rows, and keys
+// and values enter the products as they lie in memory.
 #pragma once
 
 #include "product.h"
@@ -12,7 +12,8 @@
 
 namespace {
 
-template <class T> struct Shape {
+template <class T>
+struct Shape {
   typedef Acc<T> A;
   static constexpr int L = lanes<A>;
   static constexpr int ROWS = FASTSEQ_VECTOR_BYTES == 64 ? 12 : 6; // of the largest tile
@@ -21,13 +22,16 @@ template <class T> struct Shape {
 };
 
 // The format of products once operands are packed: without pairs, that of the accumulating type.
-template <class T, int WORD = Format<T>::PER_WORD> struct ProductOf {
+template <class T, int WORD = Format<T>::PER_WORD>
+struct ProductOf {
   typedef Format<T> type;
 };
-template <class T> struct ProductOf<T, 1> {
+template <class T>
+struct ProductOf<T, 1> {
   typedef Format<Acc<T>> type;
 };
-template <class T> using Product = typename ProductOf<T>::type;
+template <class T>
+using Product = typename ProductOf<T>::type;
 
 // Two rows of one word each: the lower half is the first.
 FASTSEQ_INLINE Vec<float> word_of(Vec<float> first, Vec<float> second) {
@@ -36,11 +40,19 @@ FASTSEQ_INLINE Vec<float> word_of(Vec<float> first, Vec<float> second) {
   store(halves[1], second);
   return (Vec<float>)(((U32)load(halves[0]) >> 16) | (U32)load(halves[1]));
 }
-FASTSEQ_INLINE Vec<double> word_of(Vec<double> first, Vec<double>) { return first; }
+FASTSEQ_INLINE Vec<double> word_of(Vec<double> first, Vec<double>) {
+  return first;
+}
 
-constexpr int64_t round_up_to(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-constexpr int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+constexpr int64_t round_up_to(int64_t n, int64_t to) {
+  return (n + to - 1) / to * to;
+}
+constexpr int64_t least(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+constexpr int64_t most(int64_t a, int64_t b) {
+  return a > b ? a : b;
+}
 
 // Where x(row, k) is: at row * ld + k if ALONG, else at k * ld + row.
 template <class F, int ROWS, int NACC, bool ALONG>
@@ -72,9 +84,8 @@ static void product_tile(const typename F::A* x, int64_t ldx, const typename F::
 
 // A strip of up to Shape::ROWS rows by one panel, or by its first vector alone.
 template <class F, int NACC, bool ALONG>
-static void product_strip(int64_t rows, const typename F::A* x, int64_t ldx,
-                          const typename F::A* w, int64_t ldw, int64_t K, typename F::A* c,
-                          int64_t ldc, bool resume) {
+static void product_strip(int64_t rows, const typename F::A* x, int64_t ldx, const typename F::A* w,
+                          int64_t ldw, int64_t K, typename F::A* c, int64_t ldc, bool resume) {
 #define FASTSEQ_ROWS(N)                                                                            \
   while (rows >= N) {                                                                              \
     product_tile<F, N, NACC, ALONG>(x, ldx, w, ldw, K, c, ldc, resume);                            \
@@ -93,7 +104,8 @@ static void product_strip(int64_t rows, const typename F::A* x, int64_t ldx,
 }
 
 // Rows of vectors: where w starts, and its strides from one k to the next and between panels.
-template <class A> struct Panels {
+template <class A>
+struct Panels {
   const A* data;
   int64_t ld, panel;
 };
@@ -156,15 +168,22 @@ static void pack_across(const T* from, int64_t stride, int64_t width, Acc<T>* to
 }
 
 // Exponentials: floats are kept in units of log2, doubles in natural ones.
-FASTSEQ_INLINE float exponent_unit(float) { return 1.44269504088896341f; }
-FASTSEQ_INLINE double exponent_unit(double) { return 1; }
+FASTSEQ_INLINE float exponent_unit(float) {
+  return 1.44269504088896341f;
+}
+FASTSEQ_INLINE double exponent_unit(double) {
+  return 1;
+}
 
-template <class V> FASTSEQ_INLINE V larger(V a, V b) { return a > b ? a : b; }
-#if defined(__AVX512F__)
+template <class V>
+FASTSEQ_INLINE V larger(V a, V b) {
+  return a > b ? a : b;
+}
+#if defined(__AVX512F__) && FASTSEQ_VECTOR_BYTES == 64
 FASTSEQ_INLINE Vec<float> larger(Vec<float> a, Vec<float> b) {
   return (Vec<float>)_mm512_max_ps((__m512)a, (__m512)b);
 }
-#elif defined(__AVX2__)
+#elif defined(__AVX2__) && FASTSEQ_VECTOR_BYTES == 32
 FASTSEQ_INLINE Vec<float> larger(Vec<float> a, Vec<float> b) {
   return (Vec<float>)_mm256_max_ps((__m256)a, (__m256)b);
 }
