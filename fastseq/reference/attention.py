@@ -56,9 +56,8 @@ def dropout_factors(
     if options.dropout_p >= 1:
         return torch.zeros(len(batch), heads, sq, sk, device=device)
     quads = -(-options.max_seqlen_k // 4)
-    row = torch.tensor(list(batch), dtype=torch.int64, device=device)[
-        :, None
-    ] * heads + torch.arange(heads, device=device)
+    first = torch.tensor(list(batch), dtype=torch.int64, device=device)[:, None] * heads
+    row = first + torch.arange(heads, device=device)
     row = row[..., None] * options.max_seqlen_q + torch.arange(sq, device=device)
     counter = row[..., None] * quads + torch.arange(-(-sk // 4), device=device)
     words = torch.stack(philox(options.seed, counter, stream=2), -1).flatten(-2)[..., :sk]
