@@ -64,10 +64,10 @@ struct Backward : Direction<T> {
   }
 
   void prepare() {
-    const int64_t outputs = T_ == 1 ? 0 : h_stride / (4 * L), units = unit_stride / (4 * L);
+    const int64_t outputs = h_stride / (4 * L), units = unit_stride / (4 * L);
     for (int64_t p = worker.slice(outputs, worker.index);
          p < worker.slice(outputs, worker.index + 1); ++p)
-      pack(p, mem.w + p * K * 4 * L);
+      pack_transposed<F, 4>((const T*)args.w_hh[d], P, G * H, p, mem.w + p * K * 4 * L);
     if (projects)
       for (int64_t p = worker.slice(units, worker.index); p < worker.slice(units, worker.index + 1);
            ++p)
@@ -84,10 +84,6 @@ struct Backward : Direction<T> {
                 load((const T*)bwd.grad_c_n + (d * B + b) * H + j, H - j));
     });
     worker.meet();
-  }
-
-  void pack(int64_t p, A* panel) const {
-    pack_transposed<F, 4>((const T*)args.w_hh[d], P, G * H, p, panel);
   }
 
   // The gradient of h at step i: what step i + 1 is owed through its product, what it carries past,
@@ -136,10 +132,8 @@ struct Backward : Direction<T> {
       fetch((const T*)bwd.grad_output + r.at * P + j, 4 * L);
       if (!projects && !norm) fetch_gates(r, j);
     };
-    auto pack_one = [&](int64_t p, A* place) { pack(p, place); };
     if (before)
-      this->template for_products<4>(done, ldx, before, this->panels_of(mem.w, K * 4 * L, pack_one),
-                                     K, h_stride / (4 * L), ahead, use);
+      this->template for_products<4>(done, ldx, before, mem.w, K, h_stride / (4 * L), ahead, use);
     const int64_t panels = h_stride / (4 * L);
     for (int64_t p = worker.by_rows ? 0 : worker.slice(panels, worker.index);
          p < (worker.by_rows ? panels : worker.slice(panels, worker.index + 1)); ++p)
@@ -147,9 +141,8 @@ struct Backward : Direction<T> {
   }
 
   void through_projection(int64_t i) {
-    auto weights = [&](int64_t p) { return mem.w_hr + p * K_hr * 4 * L; };
     this->template for_products<4>(
-        mem.projected, ldp, worker.own(this->rows(i)), weights, K_hr, unit_stride / (4 * L),
+        mem.projected, ldp, worker.own(this->rows(i)), mem.w_hr, K_hr, unit_stride / (4 * L),
         [&](int64_t local, int64_t p) {
           if (!norm) fetch_gates(this->row(i, local), p * 4 * L);
         },
@@ -329,7 +322,7 @@ void backward(const BackwardArgs& given) {
   Memory<T> memory[2];
   for (int d = 0; d < a.D; ++d) {
     Memory<T>& m = memory[d];
-    arena.piece(&m.w, a.T == 1 ? a.threads * 4 * L * K : width * K, false);
+    arena.piece(&m.w, width * K, false);
     arena.piece(&m.w_hr, projects ? units * K_hr : 0, false);
     arena.piece(&m.grad[0], rows * padded_stride<A>(K));
     arena.piece(&m.grad[1], rows * padded_stride<A>(K));

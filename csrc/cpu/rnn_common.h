@@ -131,42 +131,29 @@ struct Direction {
       act(local);
   }
 
-  // Calls use(local row, panel, accumulators) on the product of each row by each of `count` panels,
-  // which weights(panel) gives, and ahead(local row, panel) while there is still time to fetch.
-  template <int NACC, class Weights, class Ahead, class Use>
-  void for_products(const A* x, int64_t ld, int64_t m, const Weights& weights, int64_t k_words,
-                    int64_t count, const Ahead& ahead, const Use& use) {
+  // Calls use(local row, panel, accumulators) on the product of each row by each panel of w, and
+  // ahead(local row, panel) while there is still time to fetch.
+  template <int NACC, class Ahead, class Use>
+  void for_products(const A* x, int64_t ld, int64_t m, const A* w, int64_t k_words, int64_t count,
+                    const Ahead& ahead, const Use& use) {
     alignas(64) A acc[ROW_GROUP * NACC * L];
     int64_t p = worker.by_rows ? 0 : worker.slice(count, worker.index);
     const int64_t end = worker.by_rows ? count : worker.slice(count, worker.index + 1);
+    const int64_t panel_size = k_words * NACC * L;
     x += first_row * ld;
-    if (m == 1 && T_ > 1) // adjacent panels are adjacent in memory
+    if (m == 1)
       for (; p + 1 < end; p += 2) {
-        panel_pair_product<Format<T>, NACC>(x, weights(p), k_words, acc);
+        panel_pair_product<Format<T>, NACC>(x, w + p * panel_size, k_words, acc);
         use(0, p, acc);
         use(0, p + 1, acc + NACC * L);
       }
-    for (; p < end && m > 0; ++p) {
-      const A* panel = weights(p);
+    for (; p < end; ++p)
       for (int64_t r = 0; r < m; r += ROW_GROUP) {
         const int64_t size = m - r < ROW_GROUP ? m - r : ROW_GROUP;
-        panel_product<Format<T>, NACC>(x + r * ld, ld, size, panel, k_words, acc,
+        panel_product<Format<T>, NACC>(x + r * ld, ld, size, w + p * panel_size, k_words, acc,
                                        [&](int64_t q) { ahead(r + q, p); });
         for (int64_t q = 0; q < size; ++q) use(r + q, p, acc + q * NACC * L);
       }
-    }
-  }
-
-  // Panels of w, all packed before the first step; or, for the one product of a single step, each
-  // packed just before its use into a place of this thread's own, which stays in its cache.
-  template <class Pack>
-  auto panels_of(A* w, int64_t panel_size, const Pack& pack) const {
-    return [this, w, panel_size, &pack](int64_t p) {
-      if (T_ > 1) return w + p * panel_size;
-      A* place = w + worker.index * panel_size;
-      pack(p, place);
-      return place;
-    };
   }
 
   struct Moments {
@@ -194,7 +181,7 @@ struct Direction {
 // which must fit its cache, and needs enough rows for full tiles.
 static bool splits_rows(const ScanArgs& a, int64_t weight_bytes) {
   const int64_t threads = a.D > 1 ? (a.threads + 1) / 2 : a.threads;
-  return threads > 1 && a.T > 1 && weight_bytes <= 256 * 1024 && a.B >= 8 * threads;
+  return threads > 1 && weight_bytes <= 256 * 1024 && a.B >= 8 * threads;
 }
 
 // Threads that a step keeps busy for longer than they wait for each other.

@@ -64,10 +64,16 @@ struct Forward : Direction<T> {
 
   template <int NACC>
   void prepare() {
-    const int64_t count = T_ == 1 || mem.unpacked ? 0 : panels(args);
+    const int64_t count = mem.unpacked ? 0 : panels(args);
+    const T* w = (const T*)args.w_hh[d];
     for (int64_t p = worker.slice(count, worker.index); p < worker.slice(count, worker.index + 1);
-         ++p)
-      pack<NACC>(p, mem.w + p * K * NACC * L);
+         ++p) {
+      A* panel = mem.w + p * K * NACC * L;
+      if (args.mode == LSTM || args.mode == GRU)
+        pack_gated<F, NACC>(w, H, P, p, panel);
+      else
+        pack_linear<F, NACC>(w, H, P, p, panel);
+    }
     if (projects) {
       const int64_t outputs = (P + 4 * L - 1) / (4 * L);
       for (int64_t p = worker.slice(outputs, worker.index);
@@ -89,14 +95,6 @@ struct Forward : Direction<T> {
                 load((const T*)args.c0 + (d * B + b) * H + j, H - j));
     });
     worker.meet();
-  }
-
-  template <int NACC>
-  void pack(int64_t p, A* panel) const {
-    if (args.mode == LSTM || args.mode == GRU)
-      pack_gated<F, NACC>((const T*)args.w_hh[d], H, P, p, panel);
-    else
-      pack_linear<F, NACC>((const T*)args.w_hh[d], H, P, p, panel);
   }
 
   void put_state(A* buffer, int64_t local, int64_t b, int64_t j, V h) {
@@ -134,9 +132,7 @@ struct Forward : Direction<T> {
     };
     const int64_t m = worker.own(this->rows(i));
     if (mem.unpacked) return unpacked_products<NACC>(m, gated, use);
-    auto pack_one = [&](int64_t p, A* place) { pack<NACC>(p, place); };
-    this->template for_products<NACC>(now, ldx, m, this->panels_of(mem.w, K * NACC * L, pack_one),
-                                      K, panels(args), ahead, use);
+    this->template for_products<NACC>(now, ldx, m, mem.w, K, panels(args), ahead, use);
   }
 
   // Packing the weight costs more than a few rows' products with it as it is.
@@ -245,8 +241,7 @@ struct Forward : Direction<T> {
   }
 
   void project(int64_t i) {
-    auto weights = [&](int64_t p) { return mem.w_hr + p * K_hr * 4 * L; };
-    this->template for_products<4>(mem.projected, ldm, worker.own(this->rows(i)), weights, K_hr,
+    this->template for_products<4>(mem.projected, ldm, worker.own(this->rows(i)), mem.w_hr, K_hr,
                                    (P + 4 * L - 1) / (4 * L), fetch_nothing,
                                    [&](int64_t local, int64_t p, const A* acc) {
                                      const Row r = this->row(i, local);
@@ -293,7 +288,7 @@ void forward(const ForwardArgs& given) {
   for (int d = 0; d < a.D; ++d) {
     Memory<T>& m = memory[d];
     m.unpacked = a.N <= UNPACKED_ROWS;
-    arena.piece(&m.w, m.unpacked ? 0 : (a.T == 1 ? a.threads : panels) * K * nacc * L, false);
+    arena.piece(&m.w, m.unpacked ? 0 : panels * K * nacc * L, false);
     arena.piece(&m.w_hr, projects ? round_up(a.P, 4 * L) * K_hr : 0, false);
     arena.piece(&m.state[0], rows * padded_stride<A>(K));
     arena.piece(&m.state[1], rows * padded_stride<A>(K));

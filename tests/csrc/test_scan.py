@@ -33,8 +33,7 @@ def test_parity(case: Case) -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(
-    ("hidden", "batch", "steps"),
-    [(1, 9, 7), (8, 1, 1), (45, 20, 1), (31, 4, 2), (128, 1, 5), (70, 50, 3)],
+    ("hidden", "batch", "steps"), [(1, 9, 7), (8, 1, 1), (31, 4, 2), (128, 1, 5), (70, 50, 3)]
 )
 @pytest.mark.parametrize("packed", [False, True])
 def test_sizes(mode: str, dtype: torch.dtype, hidden: int, batch: int, steps: int, packed: bool):
