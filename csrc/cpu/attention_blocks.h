@@ -75,31 +75,53 @@ static bool enters_raw(const Tokens& x, int64_t width) {
          (uintptr_t)x.data % (word * sizeof(T)) == 0;
 }
 
-// Lanes of random words, one 64-bit counter a lane; the third counter word separates uses.
-template <int L>
-FASTSEQ_INLINE void philox_words(uint64_t seed, const uint64_t (&counter)[L], uint32_t third,
-                                 uint32_t (&word)[4][L]) {
+// The upper and the lower half of factor * x.
+FASTSEQ_INLINE void multiply(U32 x, uint32_t factor, U32* high, U32* low) {
+#if defined(__AVX2__) && FASTSEQ_VECTOR_BYTES == 32
+  const __m256i f = _mm256_set1_epi32((int)factor);
+  const __m256i even = _mm256_mul_epu32((__m256i)x, f);
+  const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64((__m256i)x, 32), f);
+  *high = (U32)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+  *low = (U32)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
+#elif defined(__AVX512F__) && FASTSEQ_VECTOR_BYTES == 64
+  const __m512i f = _mm512_set1_epi32((int)factor);
+  const __m512i even = _mm512_mul_epu32((__m512i)x, f);
+  const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64((__m512i)x, 32), f);
+  *high = (U32)_mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(even, 32), odd);
+  *low = (U32)_mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32));
+#else
+  uint32_t part[lanes<float>], up[lanes<float>];
+  memcpy(part, &x, sizeof x);
+  for (int i = 0; i < lanes<float>; ++i) up[i] = (uint32_t)(((uint64_t)factor * part[i]) >> 32);
+  memcpy(high, up, sizeof x);
+  *low = x * factor;
+#endif
+}
+
+// Philox4x32-10: four words for each lane's 64-bit counter; the third counter word tells uses
+// apart.
+FASTSEQ_INLINE void philox_words(uint64_t seed, U32 low, U32 high, uint32_t third, U32 (&c)[4]) {
   uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
-  uint32_t c0[L], c1[L], c2[L], c3[L];
-  for (int i = 0; i < L; ++i) {
-    c0[i] = (uint32_t)counter[i];
-    c1[i] = (uint32_t)(counter[i] >> 32);
-    c2[i] = third;
-    c3[i] = 0;
-  }
+  c[0] = low, c[1] = high, c[2] = U32{} + third, c[3] = U32{};
   for (int round = 0; round < 10; ++round) {
-    for (int i = 0; i < L; ++i) {
-      const uint64_t a = (uint64_t)0xD2511F53u * c0[i], b = (uint64_t)0xCD9E8D57u * c2[i];
-      c0[i] = (uint32_t)(b >> 32) ^ c1[i] ^ k0;
-      c2[i] = (uint32_t)(a >> 32) ^ c3[i] ^ k1;
-      c1[i] = (uint32_t)b;
-      c3[i] = (uint32_t)a;
-    }
+    U32 high_a, low_a, high_b, low_b;
+    multiply(c[0], 0xD2511F53u, &high_a, &low_a);
+    multiply(c[2], 0xCD9E8D57u, &high_b, &low_b);
+    c[0] = high_b ^ c[1] ^ k0, c[1] = low_b;
+    c[2] = high_a ^ c[3] ^ k1, c[3] = low_a;
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }
-  for (int i = 0; i < L; ++i)
-    word[0][i] = c0[i], word[1][i] = c1[i], word[2][i] = c2[i], word[3][i] = c3[i];
+}
+
+// In the first lanes of words: 0 below a threshold, else `kept`.
+FASTSEQ_INLINE Vec<float> keep_from(U32 words, uint32_t threshold, float kept) {
+  return words >= threshold ? splat(kept) : Vec<float>{};
+}
+FASTSEQ_INLINE Vec<double> keep_from(U32 words, uint32_t threshold, double kept) {
+  double factor[lanes<double>];
+  for (int i = 0; i < lanes<double>; ++i) factor[i] = words[i] >= threshold ? kept : 0;
+  return load(factor);
 }
 
 template <class A>
@@ -294,15 +316,16 @@ struct QueryBlock {
     const uint32_t threshold = scaled >= 4294967295.0 ? 0xffffffffu : (uint32_t)scaled;
     const A kept = p >= 1 ? (A)0 : (A)(1.0f / (float)(1 - p));
     for (int64_t j = from; j < to; j += 4) {
-      uint64_t counters[L];
-      uint32_t word[4][L];
-      for (int i = 0; i < L; ++i) counters[i] = counter[v * L + i] + (uint64_t)((j0 + j) / 4);
-      philox_words<L>(args->seed, counters, 2, word);
-      for (int q = 0; q < 4 && j + q < to; ++q) {
-        A factor[L];
-        for (int i = 0; i < L; ++i) factor[i] = word[q][i] >= threshold ? kept : (A)0;
-        use(j + q, load(factor));
+      U32 low, high, word[4];
+      uint32_t halves[2][lanes<float>] = {};
+      for (int i = 0; i < L; ++i) {
+        const uint64_t at = counter[v * L + i] + (uint64_t)((j0 + j) / 4);
+        halves[0][i] = (uint32_t)at, halves[1][i] = (uint32_t)(at >> 32);
       }
+      memcpy(&low, halves[0], sizeof low);
+      memcpy(&high, halves[1], sizeof high);
+      philox_words(args->seed, low, high, 2, word);
+      for (int q = 0; q < 4 && j + q < to; ++q) use(j + q, keep_from(word[q], threshold, kept));
     }
   }
 

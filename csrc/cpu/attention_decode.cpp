@@ -11,7 +11,15 @@ struct Decode {
   static constexpr int L = lanes<A>;
   // Keys of one task. A constant, so that a sequence's bits depend on nothing else in the batch.
   static constexpr int64_t CHUNK = 256;
-  static constexpr int64_t RUN = 64; // of keys at a time, which stay in L1 for all rows
+  static constexpr int64_t AHEAD = 24; // keys that are fetched early
+  static constexpr int64_t RUN = 64;   // of keys at a time, which stay in L1 for all rows
+
+  // Starts loading n elements from p on. Where nothing is, nothing happens.
+  static FASTSEQ_INLINE_MEMBER void fetch(const T* p, int64_t n) {
+    for (int64_t d = 0; d < n; d += 64 / (int64_t)sizeof(T))
+      __builtin_prefetch((const char*)p + d * sizeof(T));
+    asm volatile(""); // or GCC finds callers without effect and drops the calls
+  }
 
   const DecodeArgs& a;
   const int64_t group, rows, width, width_v, partial;
@@ -138,6 +146,7 @@ struct Decode {
       V sums[L] = {};
       const T* key[KEYS];
       for (int i = 0; i < KEYS; ++i) key[i] = k + least(j + i, n - 1) * stride;
+      for (int i = 0; i < KEYS; ++i) fetch(k + (j + i + AHEAD) * stride, a.D);
       auto step = [&](int64_t d, int64_t left) __attribute__((always_inline)) {
 #pragma GCC unroll 16
         for (int i = 0; i < KEYS; ++i) {
@@ -216,6 +225,7 @@ struct Decode {
 #pragma GCC unroll 8
       for (int c = 0; c < COLUMNS; ++c) sums[r][c] = load(out + r * width_v + c * L);
     for (int64_t j = 0; j < n; ++j) {
+      fetch(v + (j + AHEAD) * stride, COLUMNS * L);
 #pragma GCC unroll 8
       for (int c = 0; c < COLUMNS; ++c) {
         const V x = COLUMNS > 1 ? load(v + j * stride + c * L) : load(v + j * stride, left);
