@@ -5,6 +5,9 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/zeros.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/library.h>
@@ -235,6 +238,101 @@ rnn_scan_backward(const Tensor& grad_output, const OptionalTensor& grad_h_n,
   return {grad_gx, grad_u, grad_proj, grad_ln_cell, grad_h0, grad_c0};
 }
 
+// One step with both of its products: (h, c, gates, cells, hn), the last three if saved.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>
+rnn_cell(const Tensor& input, const Tensor& h, const OptionalTensor& c, const Tensor& w_ih,
+         const Tensor& w_hh, const OptionalTensor& b_ih, const OptionalTensor& b_hh,
+         std::string cell, bool save) {
+  const bool lstm = cell == "LSTM", gru = cell == "GRU";
+  TORCH_CHECK(input.dim() == 2 && h.dim() == 2 && h.size(0) == input.size(0),
+              "fastseq: input and h must be (batch, size)");
+  const int64_t B = h.size(0), H = h.size(1), G = fastseq::gates_of(mode_of(cell));
+  const std::vector<int64_t> none{0}, unit{B, 1, H};
+  const bool have_products = B > fastseq::UNPACKED_ROWS;
+  Tensor gates, products;
+  if (have_products) {
+    gates = at::linear(input, w_ih, b_ih);
+    if (gru)
+      products = at::linear(h, w_hh);
+    else
+      gates.addmm_(h, w_hh.t());
+    gates = gates.view({B, 1, G, H});
+  } else {
+    gates = at::empty({B, 1, G, H}, input.options());
+  }
+  Arguments arguments(gates);
+  ForwardArgs a{};
+  arguments.common(a, {}, h.unsqueeze(0), c ? OptionalTensor(c->unsqueeze(0)) : c, {w_hh}, {}, {},
+                   {}, {}, cell, 1e-5, {0.0, 0.0}, 0, false);
+  a.b_hh[0] = arguments.optional(b_hh, {G * H}, "b_hh");
+  a.have_products = have_products;
+  if (products.defined()) a.products = products.const_data_ptr();
+  if (!have_products) {
+    a.I = input.size(1);
+    a.input = arguments.contiguous(input, {B, a.I}, "input").const_data_ptr();
+    a.w_ih = arguments.contiguous(w_ih, {G * H, a.I}, "w_ih").const_data_ptr();
+    a.b_ih = arguments.optional(b_ih, {G * H}, "b_ih");
+  }
+  Tensor output = at::empty({B, H}, input.options()), h_n = at::empty({B, H}, input.options());
+  Tensor c_n = lstm ? at::empty({B, H}, input.options()) : at::empty(none, input.options());
+  Tensor cells = at::empty(lstm && save ? unit : none, acc_options(gates));
+  Tensor hn = at::empty(gru && save ? unit : none, input.options());
+  a.gates = gates.data_ptr();
+  a.save = save;
+  a.output = output.data_ptr();
+  a.h_n = h_n.data_ptr();
+  a.c_n = c_n.data_ptr();
+  a.cells = cells.data_ptr();
+  a.hn = hn.data_ptr();
+  if (B > 0 && H > 0) fastseq::kernels().rnn_forward(&a);
+  return {output, c_n, save ? gates : at::empty(none, input.options()), cells, hn};
+}
+
+// Gradients of input, h, c, w_ih, w_hh, b_ih and b_hh; empty where not asked for or absent.
+std::vector<Tensor> rnn_cell_backward(const OptionalTensor& grad_h, const OptionalTensor& grad_c,
+                                      const Tensor& gates, const Tensor& cells, const Tensor& hn,
+                                      const Tensor& input, const Tensor& h, const OptionalTensor& c,
+                                      const Tensor& w_ih, const Tensor& w_hh, bool bias,
+                                      std::string cell, bool need_input, bool need_weights) {
+  Arguments arguments(gates);
+  BackwardArgs a{};
+  arguments.common(a, {}, h.unsqueeze(0), c ? OptionalTensor(c->unsqueeze(0)) : c, {w_hh}, {}, {},
+                   {}, {}, cell, 1e-5, {0.0, 0.0}, 0, false);
+  const bool lstm = a.mode == fastseq::LSTM, gru = a.mode == fastseq::GRU;
+  const auto options = gates.options();
+  const std::vector<int64_t> none{0}, unit{a.N, 1, a.H}, state{a.B, a.H};
+  const Tensor given = grad_h ? *grad_h : at::zeros(state, options);
+  a.gates = arguments.contiguous(gates, gates.sizes(), "gates").const_data_ptr();
+  a.grad_output = arguments.contiguous(given, state, "grad_h").const_data_ptr();
+  if (lstm) {
+    a.grad_c_n = arguments.optional(grad_c, state, "grad_c");
+    a.cells = arguments.contiguous(cells, unit, "cells", acc_options(gates).dtype().toScalarType())
+                  .const_data_ptr();
+  }
+  if (gru) a.hn = arguments.contiguous(hn, unit, "hn").const_data_ptr();
+  Tensor grad_gx = at::empty({a.N, gates.size(2) * a.H}, options);
+  Tensor grad_u = gru ? at::empty(grad_gx.sizes(), options) : grad_gx;
+  Tensor grad_h0 = at::empty(state, options);
+  Tensor grad_c0 = at::empty(lstm ? state : none, options);
+  a.grad_gx = grad_gx.data_ptr();
+  a.grad_u = grad_u.data_ptr();
+  a.grad_h0 = grad_h0.data_ptr();
+  a.grad_c0 = grad_c0.data_ptr();
+  a.without_product = true;
+  if (a.B > 0 && a.H > 0) fastseq::kernels().rnn_backward(&a);
+  grad_h0.addmm_(grad_u, w_hh);
+  const Tensor absent = at::empty(none, options);
+  std::vector<Tensor> grads{need_input ? at::mm(grad_gx, w_ih) : absent, grad_h0, grad_c0};
+  if (!need_weights) return grads;
+  grads.push_back(at::mm(grad_gx.t(), input));
+  grads.push_back(at::mm(grad_u.t(), h));
+  if (bias) {
+    grads.push_back(grad_gx.sum(0));
+    grads.push_back(gru ? grad_u.sum(0) : grads.back().clone());
+  }
+  return grads;
+}
+
 std::vector<uint32_t> philox_words(uint64_t seed, uint64_t counter) {
   uint32_t words[2];
   philox<1>(seed, counter, &words[0], &words[1]);
@@ -246,6 +344,8 @@ std::vector<uint32_t> philox_words(uint64_t seed, uint64_t counter) {
 TORCH_LIBRARY_IMPL(fastseq, CPU, m) {
   m.impl("rnn_scan", rnn_scan);
   m.impl("rnn_scan_backward", rnn_scan_backward);
+  m.impl("rnn_cell", rnn_cell);
+  m.impl("rnn_cell_backward", rnn_cell_backward);
 }
 
 PYBIND11_MODULE(_C, m) {

@@ -12,6 +12,9 @@ constexpr int gates_of(int mode) {
   return mode == LSTM ? 4 : mode == GRU ? 3 : 1;
 }
 
+// Scans of no more rows than this, in all, do not pack their weight.
+constexpr int64_t UNPACKED_ROWS = 6;
+
 // T steps, B sequences, N rows in all, D directions, H units, P the width of h (H unless
 // projected). "X" is the storage type, "acc" double for F64 and float otherwise. Absent tensors are
 // null.
@@ -44,6 +47,14 @@ struct ForwardArgs : ScanArgs {
   void* c_n;    // (D, B, H) X
   void* cells;  // (N, D, H) acc
   void* hn;     // (N, D, H) X
+  // A single step with its products: of a few rows they are made here, from the input and unpacked
+  // weights; of more they are there already, the input's and, but for a GRU, both in `gates`.
+  const void* input;    // (N, I) X
+  const void* w_ih;     // (G*H, I) X
+  const void* b_ih;     // (G*H) X
+  const void* products; // (N, G*H) X, GRU
+  int64_t I;
+  bool have_products;
 };
 
 struct BackwardArgs : ScanArgs {
@@ -61,6 +72,7 @@ struct BackwardArgs : ScanArgs {
   void* grad_ln_cell;      // (N, D, H) X
   void* grad_h0;           // (D, B, P) X
   void* grad_c0;           // (D, B, H) X
+  bool without_product;    // of a single step: grad_h0 lacks grad_u W_hh, which the caller adds
 };
 
 } // namespace fastseq

@@ -200,9 +200,9 @@ FASTSEQ_INLINE void transpose(Vec<A> (&m)[lanes<A>]) {
 
 // One row x by `columns` rows of an unpacked w, k elements each: a vector of dot products. Sums run
 // over k in another order than tiles do, so the choice between them may depend on sizes only.
-template <class F>
-static Vec<typename F::A> dots(const typename F::Exchange* x, const typename F::Storage* w,
-                               int64_t ldw, int64_t columns, int64_t k_size) {
+template <class F, class X>
+static Vec<typename F::A> dots(const X* x, const typename F::Storage* w, int64_t ldw,
+                               int64_t columns, int64_t k_size) {
   typedef typename F::A A;
   constexpr int L = lanes<A>;
   if (columns <= 0) return Vec<A>{};

@@ -35,23 +35,37 @@ struct Backward : Direction<T> {
         now(m.grad[1]) {}
 
   void run() {
+    switch (args.mode) {
+    case RNN_TANH:
+      return run_mode<RNN_TANH>();
+    case RNN_RELU:
+      return run_mode<RNN_RELU>();
+    case LSTM:
+      return run_mode<LSTM>();
+    case GRU:
+      return run_mode<GRU>();
+    }
+  }
+
+  template <int MODE>
+  void run_mode() {
     prepare();
     for (int64_t i = T_ - 1; i >= 0; --i) {
-      through_product(i);
+      through_product<MODE>(i);
       worker.end_phase();
       if (projects) {
-        through_projection(i);
+        through_projection<MODE>(i);
         worker.end_phase();
       }
       if (norm) {
-        whole_rows(i);
+        whole_rows<MODE>(i);
         worker.end_phase();
       }
       A* const swap = done;
       done = now;
       now = swap;
     }
-    through_product(-1);
+    if (!bwd.without_product) through_product<MODE>(-1);
     worker.end_phase();
     this->for_own_rows(B, [&](int64_t local) {
       const int64_t b = worker.first() + local * worker.stride();
@@ -66,7 +80,7 @@ struct Backward : Direction<T> {
   void prepare() {
     const int64_t outputs = h_stride / (4 * L), units = unit_stride / (4 * L);
     for (int64_t p = worker.slice(outputs, worker.index);
-         p < worker.slice(outputs, worker.index + 1); ++p)
+         !bwd.without_product && p < worker.slice(outputs, worker.index + 1); ++p)
       pack_transposed<F, 4>((const T*)args.w_hh[d], P, G * H, p, mem.w + p * K * 4 * L);
     if (projects)
       for (int64_t p = worker.slice(units, worker.index); p < worker.slice(units, worker.index + 1);
@@ -88,6 +102,7 @@ struct Backward : Direction<T> {
 
   // The gradient of h at step i: what step i + 1 is owed through its product, what it carries past,
   // and the output's own. Rows that do not have step i keep it for the initial state.
+  template <int MODE>
   void through_product(int64_t i) {
     const int64_t before = worker.own(this->rows(i + 1)), m = worker.own(this->rows(i));
     auto use = [&](int64_t local, int64_t p, const A* acc) {
@@ -120,7 +135,7 @@ struct Backward : Direction<T> {
         } else if (norm) {
           store(mem.inner + (first_row + local) * unit_stride + j, dh);
         } else {
-          past += gates(r, local, dh, j);
+          past += gates<MODE>(r, local, dh, j);
         }
         store(carry, past);
       }
@@ -140,6 +155,7 @@ struct Backward : Direction<T> {
       for (int64_t local = before; local < m; ++local) use(local, p, nullptr);
   }
 
+  template <int MODE>
   void through_projection(int64_t i) {
     this->template for_products<4>(
         mem.projected, ldp, worker.own(this->rows(i)), mem.w_hr, K_hr, unit_stride / (4 * L),
@@ -152,7 +168,7 @@ struct Backward : Direction<T> {
             if (norm)
               store(mem.inner + (first_row + local) * unit_stride + j, load(acc + n * L));
             else
-              gates(r, local, load(acc + n * L), j);
+              gates<MODE>(r, local, load(acc + n * L), j);
           }
         });
   }
@@ -181,13 +197,16 @@ struct Backward : Direction<T> {
 
   // Gradients of one vector of units' gates from that of their new h. What the previous h is owed
   // past the product is returned. With layer-norm of the cell, dh is that of o and tanh's argument.
-  V gates(const Row& r, int64_t local, V dh, int64_t j, const V* normalized = nullptr,
-          const V* dc_normalized = nullptr) {
+  template <int MODE>
+  FASTSEQ_INLINE_MEMBER V gates(const Row& r, int64_t local, V dh, int64_t j,
+                                const V* normalized = nullptr, const V* dc_normalized = nullptr) {
+    constexpr int GATES = gates_of(MODE);
     const int64_t n = H - j;
-    const T* gate = (const T*)bwd.gates + r.at * G * H + j;
+    const T* gate = (const T*)bwd.gates + r.at * GATES * H + j;
     V x[4], pre[4], past = {};
-    for (int g = 0; g < G; ++g) x[g] = load(gate + g * H, n);
-    if (args.mode == LSTM) {
+#pragma GCC unroll 4
+    for (int g = 0; g < GATES; ++g) x[g] = load(gate + g * H, n);
+    if constexpr (MODE == LSTM) {
       const V before = cell_before(r, j);
       const V tanh_c = tanh(normalized ? *normalized : new_cell(r, j, x, before));
       A* owed = mem.cell + r.b * unit_stride + j;
@@ -204,26 +223,28 @@ struct Backward : Direction<T> {
       pre[1] = dc * before * x[1] * (1 - x[1]);
       pre[2] = dc * x[0] * (1 - x[2] * x[2]);
       pre[3] = dh * tanh_c * x[3] * (1 - x[3]);
-    } else if (args.mode == GRU) {
+    } else if constexpr (MODE == GRU) {
       const V before = this->state_before(r, bwd.output, j, n);
       const V dn = dh * (1 - x[1]) * (1 - x[2] * x[2]);
       past = dh * x[1];
       pre[0] = dn * load((const T*)bwd.hn + r.at * H + j, n) * x[0] * (1 - x[0]);
       pre[1] = dh * (before - x[2]) * x[1] * (1 - x[1]);
       pre[2] = dn;
-    } else if (args.mode == RNN_TANH) {
+    } else if constexpr (MODE == RNN_TANH) {
       pre[0] = dh * (1 - x[0] * x[0]);
     } else {
       pre[0] = x[0] > 0 ? dh : V{};
     }
-    for (int g = 0; g < G; ++g) store((T*)bwd.grad_gx + (r.at * G + g) * H + j, pre[g], n);
-    if (args.mode == GRU) pre[2] *= x[0];
-    for (int g = 0; g < G; ++g) {
+#pragma GCC unroll 4
+    for (int g = 0; g < GATES; ++g) store((T*)bwd.grad_gx + (r.at * GATES + g) * H + j, pre[g], n);
+    if (MODE == GRU) pre[2] *= x[0];
+#pragma GCC unroll 4
+    for (int g = 0; g < GATES; ++g) {
       if (norm) {
         store(raw(local, g) + j, pre[g] * load((const T*)args.ln_gates[d] + g * H + j, n));
         continue;
       }
-      if (args.mode == GRU) store((T*)bwd.grad_u + (r.at * G + g) * H + j, pre[g], n);
+      if (MODE == GRU) store((T*)bwd.grad_u + (r.at * GATES + g) * H + j, pre[g], n);
       put_grad(local, g, j, pre[g]);
     }
     return past;
@@ -236,6 +257,7 @@ struct Backward : Direction<T> {
   A* raw(int64_t local, int64_t g) { return mem.raw + ((first_row + local) * G + g) * unit_stride; }
 
   // Layer-norm needs sums over whole rows: first of the cell, then of the product.
+  template <int MODE>
   void whole_rows(int64_t i) {
     this->for_own_rows(this->rows(i), [&](int64_t local) {
       const Row r = this->row(i, local);
@@ -245,8 +267,8 @@ struct Backward : Direction<T> {
       } else {
         for (int64_t j = 0; j < H; j += L) {
           A* carry = mem.carry + r.b * h_stride + j;
-          const V past = gates(r, local, load(dh + j), j);
-          if (args.mode == GRU) store(carry, load(carry) + past);
+          const V past = gates<MODE>(r, local, load(dh + j), j);
+          if (MODE == GRU) store(carry, load(carry) + past);
         }
       }
       through_gate_norm(r, local);
@@ -280,7 +302,7 @@ struct Backward : Direction<T> {
       const V x = load(normal + j);
       const V y = x * load(scale + j, H - j) + load(scale + H + j, H - j);
       const V dc = (load(grad + j) - mean - x * slope) * m.rstd;
-      gates(r, local, load(dh + j), j, &y, &dc);
+      gates<LSTM>(r, local, load(dh + j), j, &y, &dc);
     }
   }
 
@@ -322,7 +344,7 @@ void backward(const BackwardArgs& given) {
   Memory<T> memory[2];
   for (int d = 0; d < a.D; ++d) {
     Memory<T>& m = memory[d];
-    arena.piece(&m.w, width * K, false);
+    arena.piece(&m.w, a.without_product ? 0 : width * K, false);
     arena.piece(&m.w_hr, projects ? units * K_hr : 0, false);
     arena.piece(&m.grad[0], rows * padded_stride<A>(K));
     arena.piece(&m.grad[1], rows * padded_stride<A>(K));

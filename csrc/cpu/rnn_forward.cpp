@@ -14,9 +14,6 @@ struct Memory {
   A *raw, *new_cell, *out_gate; // layer-norm: the product, c' and o, until their rows are whole
 };
 
-// Scans of no more rows than this, in all, do not pack their weight.
-constexpr int64_t UNPACKED_ROWS = 6;
-
 template <class T>
 struct Forward : Direction<T> {
   typedef Direction<T> Base;
@@ -43,12 +40,31 @@ struct Forward : Direction<T> {
   }
 
   void run() {
-    args.mode == GRU ? prepare<3>() : prepare<4>();
+    switch (args.mode) {
+    case RNN_TANH:
+      return run_mode<RNN_TANH>();
+    case RNN_RELU:
+      return run_mode<RNN_RELU>();
+    case LSTM:
+      return run_mode<LSTM>();
+    case GRU:
+      return run_mode<GRU>();
+    }
+  }
+
+  template <int MODE>
+  void run_mode() {
+    constexpr int NACC = MODE == GRU ? 3 : 4;
+    if (fwd.have_products) {
+      given_products<MODE>();
+      return finish();
+    }
+    prepare<NACC>();
     for (int64_t i = 0; i < T_; ++i) {
-      args.mode == GRU ? product<3>(i) : product<4>(i);
+      product<MODE, NACC>(i);
       worker.end_phase();
       if (norm) {
-        normalize_rows(i);
+        normalize_rows<MODE>(i);
         worker.end_phase();
       }
       if (projects) {
@@ -103,10 +119,10 @@ struct Forward : Direction<T> {
     store(to, h, P - j);
   }
 
-  template <int NACC>
+  template <int MODE, int NACC>
   void product(int64_t i) {
-    const bool gated = args.mode == LSTM || args.mode == GRU;
-    const int64_t width = gated ? L : 4 * L;
+    constexpr bool gated = MODE == LSTM || MODE == GRU;
+    constexpr int64_t width = gated ? L : 4 * L;
     auto ahead = [&](int64_t local, int64_t p) {
       if (p * width * sizeof(T) % 64) return; // the panel before fetched these lines
       const Row r = this->row(i, local);
@@ -118,7 +134,7 @@ struct Forward : Direction<T> {
       if (gated && !norm) {
         V u[NACC];
         for (int g = 0; g < NACC; ++g) u[g] = load(acc + g * L);
-        return gates(this->row(i, local), local, u, p * L);
+        return gates<MODE>(this->row(i, local), local, u, p * L);
       }
       const Row r = this->row(i, local);
       for (int n = 0; n < NACC; ++n) {
@@ -127,7 +143,7 @@ struct Forward : Direction<T> {
         if (norm)
           store(gated ? raw(local, n) + p * L : raw(local, 0) + unit, u[0]);
         else if (unit < H)
-          gates(r, local, u, unit);
+          gates<MODE>(r, local, u, unit);
       }
     };
     const int64_t m = worker.own(this->rows(i));
@@ -140,30 +156,65 @@ struct Forward : Direction<T> {
   void unpacked_products(int64_t m, bool gated, const Use& use) {
     const int64_t count = panels(args);
     for (int64_t p = worker.slice(count, worker.index); p < worker.slice(count, worker.index + 1);
-         ++p)
-      for (int64_t local = 0; local < m; ++local) {
-        A acc[NACC * L];
+         ++p) {
+      auto of_columns = [&](auto&& act) {
         for (int n = 0; n < NACC; ++n) {
-          const int64_t unit = gated ? p * L : (p * NACC + n) * L,
-                        first = gated ? n * H + unit : unit;
-          store(acc + n * L, dots<F>((const typename F::Exchange*)(now + local * ldx),
-                                     (const T*)args.w_hh[d] + first * P, P, H - unit, P));
+          const int64_t unit = gated ? p * L : (p * NACC + n) * L;
+          if (unit < H) act(n, gated ? n * H + unit : unit, H - unit);
         }
+      };
+      if (fwd.input)
+        for (int64_t b = 0; b < m; ++b)
+          of_columns([&](int, int64_t first, int64_t count) {
+            V x = dots<F>((const T*)fwd.input + b * fwd.I, (const T*)fwd.w_ih + first * fwd.I,
+                          fwd.I, count, fwd.I);
+            if (fwd.b_ih) x += load((const T*)fwd.b_ih + first, count);
+            store((T*)fwd.gates + b * G * H + first, x, count);
+          });
+      for (int64_t local = 0; local < m; ++local) {
+        A acc[NACC * L] = {};
+        of_columns([&](int n, int64_t first, int64_t count) {
+          store(acc + n * L, dots<F>((const typename F::Exchange*)(now + local * ldx),
+                                     (const T*)args.w_hh[d] + first * P, P, count, P));
+        });
         use(local, p, acc);
       }
+    }
+  }
+
+  // Point-wise work alone, a row after the other.
+  template <int MODE>
+  void given_products() {
+    constexpr int GATES = gates_of(MODE);
+    this->for_own_rows(B, [&](int64_t local) {
+      const Row r = this->row(0, local);
+      const T *products = (const T*)fwd.products + r.b * GATES * H,
+              *c0 = (const T*)args.c0 + r.b * H;
+      for (int64_t j = 0; j < H; j += L) {
+        V u[GATES] = {};
+        for (int g = 0; g < GATES && fwd.products; ++g) u[g] = load(products + g * H + j, H - j);
+        if (MODE == LSTM) store(mem.cell + r.b * unit_stride + j, load(c0 + j, H - j));
+        gates<MODE>(r, local, u, j);
+      }
+    });
+    worker.meet();
   }
 
   A* raw(int64_t local, int64_t g) { return mem.raw + ((first_row + local) * G + g) * unit_stride; }
 
   // The step of one vector of units from the recurrent side u of its gates.
-  void gates(const Row& r, int64_t local, V* u, int64_t j) {
+  template <int MODE>
+  FASTSEQ_INLINE_MEMBER void gates(const Row& r, int64_t local, V* u, int64_t j) {
+    constexpr int GATES = gates_of(MODE);
     const int64_t n = H - j;
-    T* gate = (T*)fwd.gates + r.at * G * H + j;
+    T* gate = (T*)fwd.gates + r.at * GATES * H + j;
     if (fwd.b_hh[d])
-      for (int g = 0; g < G; ++g) u[g] += load((const T*)fwd.b_hh[d] + g * H + j, n);
+#pragma GCC unroll 4
+      for (int g = 0; g < GATES; ++g) u[g] += load((const T*)fwd.b_hh[d] + g * H + j, n);
     V x[4];
-    for (int g = 0; g < G; ++g) x[g] = load(gate + g * H, n);
-    if (args.mode == LSTM) {
+#pragma GCC unroll 4
+    for (int g = 0; g < GATES; ++g) x[g] = load(gate + g * H, n);
+    if constexpr (MODE == LSTM) {
       x[0] = sigmoid(x[0] + u[0]);
       x[1] = sigmoid(x[1] + u[1]);
       x[2] = tanh(x[2] + u[2]);
@@ -183,7 +234,7 @@ struct Forward : Direction<T> {
       } else {
         lstm_state(r, local, x[3] * tanh(fresh), j);
       }
-    } else if (args.mode == GRU) {
+    } else if constexpr (MODE == GRU) {
       x[0] = sigmoid(x[0] + u[0]);
       x[1] = sigmoid(x[1] + u[1]);
       x[2] = tanh(x[2] + x[0] * u[2]);
@@ -192,11 +243,12 @@ struct Forward : Direction<T> {
       state(r, local, (1 - x[1]) * x[2] + x[1] * before, j);
     } else {
       const V y = x[0] + u[0];
-      x[0] = args.mode == RNN_TANH ? tanh(y) : y < 0 ? V{} : y;
+      x[0] = MODE == RNN_TANH ? tanh(y) : y < 0 ? V{} : y;
       state(r, local, x[0], j);
     }
     if (fwd.save)
-      for (int g = 0; g < G; ++g) store(gate + g * H, x[g], n);
+#pragma GCC unroll 4
+      for (int g = 0; g < GATES; ++g) store(gate + g * H, x[g], n);
   }
 
   void lstm_state(const Row& r, int64_t local, V m, int64_t j) {
@@ -215,6 +267,7 @@ struct Forward : Direction<T> {
     put_state(next, local, r.b, j, round_to<T>(h));
   }
 
+  template <int MODE>
   void normalize_rows(int64_t i) {
     this->for_own_rows(this->rows(i), [&](int64_t local) {
       const Row r = this->row(i, local);
@@ -225,7 +278,7 @@ struct Forward : Direction<T> {
         for (int g = 0; g < G; ++g)
           u[g] =
               (load(raw(local, g) + j) - whole.mean) * whole.rstd * load(gamma + g * H + j, H - j);
-        gates(r, local, u, j);
+        gates<MODE>(r, local, u, j);
       }
       if (!args.ln_cell[d]) return;
       const A* fresh = mem.new_cell + (first_row + local) * unit_stride;
@@ -287,7 +340,7 @@ void forward(const ForwardArgs& given) {
   Memory<T> memory[2];
   for (int d = 0; d < a.D; ++d) {
     Memory<T>& m = memory[d];
-    m.unpacked = a.N <= UNPACKED_ROWS;
+    m.unpacked = a.have_products || a.N <= UNPACKED_ROWS;
     arena.piece(&m.w, m.unpacked ? 0 : panels * K * nacc * L, false);
     arena.piece(&m.w_hr, projects ? round_up(a.P, 4 * L) * K_hr : 0, false);
     arena.piece(&m.state[0], rows * padded_stride<A>(K));

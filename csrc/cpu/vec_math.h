@@ -83,11 +83,12 @@ FASTSEQ_INLINE Vec<double> tanh_small(Vec<double> x, Vec<double> z) {
 
 template <class A>
 FASTSEQ_INLINE Vec<A> tanh_of(Vec<A> x) {
-  const Vec<A> magnitude = x < 0 ? -x : x;
+  const Ints<A> sign = (Ints<A>)x & (Ints<A>)splat(A(-0.0));
+  const Vec<A> magnitude = (Vec<A>)((Ints<A>)x ^ sign);
   const Vec<A> limit = splat(A(22)); // tanh is 1 in double from here on
   const Vec<A> clamped = magnitude > limit ? limit : magnitude;
   const Vec<A> large = 1 - 2 / (exp_clamped(clamped + clamped) + 1);
-  const Vec<A> signed_large = x < 0 ? -large : large;
+  const Vec<A> signed_large = (Vec<A>)((Ints<A>)large | sign);
   return magnitude < splat(A(0.625)) ? tanh_small(x, x * x) : signed_large;
 }
 FASTSEQ_INLINE Vec<float> tanh(Vec<float> x) {

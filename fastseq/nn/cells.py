@@ -1,8 +1,8 @@
 """RNNCell, LSTMCell and GRUCell: one step of the layers, for loops written by hand.
 
-A plain step in a type that the device multiplies well is torch's own: two library products and a
-fused point-wise kernel. Layer-norm, zoneout, 16-bit types on a CPU without them, and whatever looks
-at operators (compilers, torch.func), are ours.
+A plain step is one operator on the CPU, and torch's own on a GPU, where torch fuses it. Layer-norm,
+zoneout, 16-bit types on a CPU that does not multiply them, and whatever looks at operators
+(compilers, torch.func), are a layer of one step.
 """
 
 from collections.abc import Sequence
@@ -10,8 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .. import _extension
 from ..ops.gemm import widens
 from ..ops.rnn import rnn_layer
+from ..ops.rnn_cell import rnn_cell
 from ..ops.traced import is_traced
 from . import _extras
 
@@ -60,25 +62,27 @@ class _Cell(torch.nn.RNNCellBase):
         except KeyError:
             return self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
 
-    def _is_torchs(self, input: Tensor) -> bool:
-        """Whether torch's own cell takes the call: plain, and nothing that it does not know."""
+    def _is_plain(self, input: Tensor) -> bool:
+        """Whether the call is a step without extras, converted by nobody and seen by nobody."""
         return (
             not self.layer_norm
             and not self.zoneout
-            and isinstance(input, Tensor)
             and not torch._C._is_any_autocast_enabled()
-            and not is_traced()  # torch's cells have no batching rule
+            and not is_traced()
             and not widens(input)
         )
 
     def _step(self, input: Tensor, h: Tensor | None, c: Tensor | None, mode: str):
-        """One step: (h, c or None); None if torch's own forward should take the call.
+        """One step: h, with c if LSTM; None if torch's own forward should take the call.
 
         Args:
             input: (B, I) or (I,).
             h, c: (B, H) or (H,); None for zeros, c None unless LSTM.
         """
         if not isinstance(input, Tensor):
+            return None
+        plain = self._is_plain(input)
+        if plain and not (input.is_cpu and _extension.available()):
             return None
         w_ih, w_hh, b_ih, b_hh = self._weights()
         hidden = self.hidden_size
@@ -94,13 +98,18 @@ class _Cell(torch.nn.RNNCellBase):
             c = h if mode == "LSTM" else None
         elif h.shape != shape or (c is not None and c.shape != shape):
             return None
-        mixed = _extras.autocasting(input.device.type)
+        mixed = not plain and _extras.autocasting(input.device.type)
         if (
             not _alike(input, (h, c, w_ih, w_hh, b_ih, b_hh), mixed)
             or input.shape[1] != self.input_size
             or hidden == 0
         ):
             return None
+        if plain:
+            state = rnn_cell(input, h, c, w_ih, w_hh, b_ih, b_hh, mode)
+            if batched:
+                return state
+            return state[0] if c is None else (state[0][0], state[1][0])
         output, _, c_n = rnn_layer(
             input,
             None,
@@ -123,7 +132,7 @@ class _Cell(torch.nn.RNNCellBase):
             output, c_n = output.to(dtype), None if c_n is None else c_n.to(dtype)
         if not batched:
             output, c_n = output[0], None if c_n is None else c_n[0]
-        return output, c_n
+        return output if c_n is None else (output, c_n)
 
     def _by_torch(self, input, hx):
         result = super().forward(input, hx)
@@ -153,13 +162,11 @@ class _PlainCell(_Cell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """(B, H) from the input (B, I) and the state (B, H); B may be missing."""
-        if self._is_torchs(input):
-            return super().forward(input, hx)
         mode = self._mode
         if mode and (hx is None or isinstance(hx, Tensor)):
             result = self._step(input, hx, None, mode)
             if result is not None:
-                return result[0]
+                return result
         return self._by_torch(input, hx)
 
 
@@ -187,8 +194,6 @@ class LSTMCell(_Cell, torch.nn.LSTMCell):
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """(h, c), each (B, H), from the input (B, I) and (h, c); B may be missing."""
-        if self._is_torchs(input):
-            return super().forward(input, hx)
         if hx is None:
             result = self._step(input, None, None, "LSTM")
         elif (

@@ -1,0 +1,120 @@
+"""One plain recurrent step as an operator: both products and the gates in one call.
+
+``fastseq::rnn_cell`` and ``fastseq::rnn_cell_backward`` run in C++ on the CPU and in plain PyTorch
+(``fastseq.reference.rnn_cell``) elsewhere. ``rnn_cell`` serves eager calls; whatever looks at
+operators goes through ``fastseq::rnn_layer``, which also gives second derivatives.
+"""
+
+import torch
+from torch import Tensor
+
+from .. import _extension
+from ..reference import rnn_cell as reference
+from ..reference.rnn import GATES, accumulate_dtype
+
+_library = torch.library.Library("fastseq", "FRAGMENT")
+_library.define(
+    "rnn_cell(Tensor input, Tensor h, Tensor? c, Tensor w_ih, Tensor w_hh, Tensor? b_ih, "
+    "Tensor? b_hh, str cell, bool save) "
+    "-> (Tensor h_n, Tensor c_n, Tensor gates, Tensor cells, Tensor hn)"
+)
+_library.define(
+    "rnn_cell_backward(Tensor? grad_h, Tensor? grad_c, Tensor gates, Tensor cells, Tensor hn, "
+    "Tensor input, Tensor h, Tensor? c, Tensor w_ih, Tensor w_hh, bool bias, str cell, "
+    "bool need_input, bool need_weights) -> Tensor[]"
+)
+
+
+def _fake_cell(input, h, c, w_ih, w_hh, b_ih, b_hh, cell, save):
+    (batch, hidden), gates = h.shape, GATES[cell]
+    unit = (batch, 1, hidden)
+    return (
+        h.new_empty(h.shape),
+        h.new_empty(h.shape if cell == "LSTM" else 0),
+        h.new_empty((batch, 1, gates, hidden) if save else 0),
+        h.new_empty(unit if save and cell == "LSTM" else 0, dtype=accumulate_dtype(h.dtype)),
+        h.new_empty(unit if save and cell == "GRU" else 0),
+    )
+
+
+def _fake_cell_backward(
+    grad_h, grad_c, gates, cells, hn, input, h, c, w_ih, w_hh, bias, cell, need_input, need_weights
+):
+    grads = [
+        h.new_empty(input.shape if need_input else 0),
+        h.new_empty(h.shape),
+        h.new_empty(h.shape if cell == "LSTM" else 0),
+    ]
+    if need_weights:
+        grads += [h.new_empty(w_ih.shape), h.new_empty(w_hh.shape)]
+        if bias:
+            grads += [h.new_empty(w_ih.shape[0]) for _ in range(2)]
+    return grads
+
+
+for _name, _implementation, _fake in (
+    ("rnn_cell", reference.rnn_cell, _fake_cell),
+    ("rnn_cell_backward", reference.rnn_cell_backward, _fake_cell_backward),
+):
+    _library.impl(_name, _implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fastseq::{_name}", _fake, lib=_library)
+_extension.load()
+
+_cell = torch.ops.fastseq.rnn_cell.default
+_cell_backward = torch.ops.fastseq.rnn_cell_backward.default
+
+
+class _EagerCell(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, cell, *tensors):
+        h_n, c_n, *saved = _cell(*tensors, cell, True)
+        ctx.set_materialize_grads(False)
+        ctx.cell = cell
+        ctx.save_for_backward(h_n, *saved, *tensors)
+        return (h_n, c_n) if cell == "LSTM" else h_n
+
+    @staticmethod
+    def backward(ctx, grad_h, grad_c=None):
+        h_n, gates, cells, hn, input, h, c, w_ih, w_hh, b_ih, b_hh = ctx.saved_tensors
+        biases = [] if b_ih is None else [b_ih, b_hh]
+        need_input = input.requires_grad
+        need_weights = any(w.requires_grad for w in (w_ih, w_hh, *biases))
+        if torch.is_grad_enabled():  # gradients that are differentiated again
+            of_input, of_h, of_c, *of_weights = torch.ops.fastseq.rnn_layer_backward(
+                grad_h, None, None if grad_c is None else grad_c[None], h_n, gates, cells, hn,
+                input, None, h[None], None if c is None else c[None], [w_ih], [w_hh],
+                biases[:1], biases[1:], [], [], None,
+                ctx.cell, [0.0, 0.0], 0.0, False, False, need_input, need_weights,
+            )  # fmt: skip
+            of_h, of_c = of_h[0], None if c is None else of_c[0]
+            of_weights = of_weights if need_weights else []
+        else:
+            of_input, of_h, of_c, *of_weights = _cell_backward(
+                grad_h, grad_c, gates, cells, hn, input, h, c, w_ih, w_hh, b_ih is not None,
+                ctx.cell, need_input, need_weights,
+            )  # fmt: skip
+        of_weights += [None] * (4 - len(of_weights))
+        return None, of_input if need_input else None, of_h, None if c is None else of_c, *of_weights
+
+
+def rnn_cell(
+    input: Tensor,
+    h: Tensor,
+    c: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    cell: str,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """One step from input (B, I) and the state h, c (B, H): the new h, and c if ``cell`` is LSTM.
+
+    Args:
+        w_ih, w_hh, b_ih, b_hh: torch's (G·H, I), (G·H, H), (G·H,), (G·H,); both biases or none.
+        cell: "RNN_TANH", "RNN_RELU", "LSTM" or "GRU".
+    """
+    tensors = (input, h, c, w_ih, w_hh, b_ih, b_hh)
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+        return _EagerCell.apply(cell, *tensors)
+    h_n, c_n, *_ = _cell(*tensors, cell, False)
+    return (h_n, c_n) if cell == "LSTM" else h_n
