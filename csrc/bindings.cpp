@@ -248,7 +248,7 @@ rnn_cell(const Tensor& input, const Tensor& h, const OptionalTensor& c, const Te
               "fastseq: input and h must be (batch, size)");
   const int64_t B = h.size(0), H = h.size(1), G = fastseq::gates_of(mode_of(cell));
   const std::vector<int64_t> none{0}, unit{B, 1, H};
-  const bool have_products = B > fastseq::UNPACKED_ROWS;
+  const bool have_products = B > fastseq::UNPACKED_ROWS || input.size(1) == 0;
   Tensor gates, products;
   if (have_products) {
     gates = at::linear(input, w_ih, b_ih);
@@ -273,14 +273,13 @@ rnn_cell(const Tensor& input, const Tensor& h, const OptionalTensor& c, const Te
     a.w_ih = arguments.contiguous(w_ih, {G * H, a.I}, "w_ih").const_data_ptr();
     a.b_ih = arguments.optional(b_ih, {G * H}, "b_ih");
   }
-  Tensor output = at::empty({B, H}, input.options()), h_n = at::empty({B, H}, input.options());
+  Tensor output = at::empty({B, H}, input.options());
   Tensor c_n = lstm ? at::empty({B, H}, input.options()) : at::empty(none, input.options());
   Tensor cells = at::empty(lstm && save ? unit : none, acc_options(gates));
   Tensor hn = at::empty(gru && save ? unit : none, input.options());
   a.gates = gates.data_ptr();
   a.save = save;
   a.output = output.data_ptr();
-  a.h_n = h_n.data_ptr();
   a.c_n = c_n.data_ptr();
   a.cells = cells.data_ptr();
   a.hn = hn.data_ptr();
@@ -293,7 +292,8 @@ std::vector<Tensor> rnn_cell_backward(const OptionalTensor& grad_h, const Option
                                       const Tensor& gates, const Tensor& cells, const Tensor& hn,
                                       const Tensor& input, const Tensor& h, const OptionalTensor& c,
                                       const Tensor& w_ih, const Tensor& w_hh, bool bias,
-                                      std::string cell, bool need_input, bool need_weights) {
+                                      std::string cell, bool need_input, bool need_state,
+                                      bool need_weights) {
   Arguments arguments(gates);
   BackwardArgs a{};
   arguments.common(a, {}, h.unsqueeze(0), c ? OptionalTensor(c->unsqueeze(0)) : c, {w_hh}, {}, {},
@@ -320,9 +320,10 @@ std::vector<Tensor> rnn_cell_backward(const OptionalTensor& grad_h, const Option
   a.grad_c0 = grad_c0.data_ptr();
   a.without_product = true;
   if (a.B > 0 && a.H > 0) fastseq::kernels().rnn_backward(&a);
-  grad_h0.addmm_(grad_u, w_hh);
-  const Tensor absent = at::empty(none, options);
-  std::vector<Tensor> grads{need_input ? at::mm(grad_gx, w_ih) : absent, grad_h0, grad_c0};
+  if (need_state) grad_h0.addmm_(grad_u, w_hh);
+  const auto absent = [&] { return at::empty(none, options); };
+  std::vector<Tensor> grads{need_input ? at::mm(grad_gx, w_ih) : absent(),
+                            need_state ? grad_h0 : absent(), grad_c0};
   if (!need_weights) return grads;
   grads.push_back(at::mm(grad_gx.t(), input));
   grads.push_back(at::mm(grad_u.t(), h));

@@ -43,7 +43,7 @@ struct ForwardArgs : ScanArgs {
   const void* b_hh[2]; // (3*H) X, GRU
   bool save;
   void* output; // (N, D, P) X
-  void* h_n;    // (D, B, P) X
+  void* h_n;    // (D, B, P) X, or null
   void* c_n;    // (D, B, H) X
   void* cells;  // (N, D, H) acc
   void* hn;     // (N, D, H) X

@@ -1,10 +1,9 @@
 // What a block of queries sees: which keys, and what is added to its scores.
 #pragma once
 
-#include <stdlib.h>
-
 #include "../attention_args.h"
 #include "attention_tiles.h"
+#include "memory.h"
 #include "team.h"
 
 namespace {
@@ -14,11 +13,7 @@ using namespace fastseq;
 // Memory of one call, freed at its end.
 class Memory {
 public:
-  explicit Memory(int64_t bytes) {
-    void* block = nullptr;
-    if (posix_memalign(&block, 64, bytes > 0 ? bytes : 64)) abort();
-    data_ = (char*)block;
-  }
+  explicit Memory(int64_t bytes) : data_((char*)allocate_aligned(bytes)) {}
   ~Memory() { free(data_); }
   Memory(const Memory&) = delete;
   char* data() const { return data_; }

@@ -251,6 +251,7 @@ struct Backward : Direction<T> {
   }
 
   void put_grad(int64_t local, int64_t g, int64_t j, V value) {
+    if (bwd.without_product) return;
     store((typename F::Exchange*)(now + (first_row + local) * ldx) + g * H + j, round_to<T>(value),
           H - j);
   }
@@ -337,7 +338,7 @@ void backward(const BackwardArgs& given) {
   const int64_t width = round_up(a.P, 4 * L), units = round_up(a.H, 4 * L);
   a.threads = useful_threads(a);
   const bool by_rows = splits_rows(a, width * K * sizeof(A));
-  const int64_t rows = a.B + a.threads;
+  const int64_t rows = a.without_product ? 0 : a.B + a.threads; // of the product's operands
   const bool norm = a.ln_gates[0], projects = a.w_hr[0];
 
   Arena arena;

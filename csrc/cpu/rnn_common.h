@@ -1,9 +1,8 @@
 // What the forward and the backward scan share: where rows stand, zoneout, layer-norm, memory.
 #pragma once
 
-#include <stdlib.h>
-
 #include "../scan_args.h"
+#include "memory.h"
 #include "philox.h"
 #include "product.h"
 #include "team.h"
@@ -24,9 +23,7 @@ public:
     total_ += pieces_[count_ - 1].bytes;
   }
   void allocate() {
-    void* block = nullptr;
-    if (posix_memalign(&block, 64, total_ ? total_ : 64)) abort();
-    base_ = (char*)block;
+    base_ = (char*)allocate_aligned(total_);
     char* at = base_;
     for (int i = 0; i < count_; at += pieces_[i++].bytes) {
       *pieces_[i].where = at;

@@ -114,6 +114,7 @@ struct Forward : Direction<T> {
   }
 
   void put_state(A* buffer, int64_t local, int64_t b, int64_t j, V h) {
+    if (fwd.have_products) return; // no product follows
     if (args.h_mask) h *= load((const T*)args.h_mask + (d * B + b) * P + j, P - j);
     auto* to = (typename F::Exchange*)(buffer + (first_row + local) * ldx) + j;
     store(to, h, P - j);
@@ -314,7 +315,7 @@ struct Forward : Direction<T> {
           if (b < args.sizes[t]) last = t;
       const T* h = last < 0 ? (const T*)args.h0 + (d * B + b) * P
                             : (const T*)fwd.output + ((args.offsets[last] + b) * D + d) * P;
-      memcpy((T*)fwd.h_n + (d * B + b) * P, h, P * sizeof(T));
+      if (fwd.h_n) memcpy((T*)fwd.h_n + (d * B + b) * P, h, P * sizeof(T));
       if (args.mode == LSTM)
         for (int64_t j = 0; j < H; j += L)
           store((T*)fwd.c_n + (d * B + b) * H + j, load(mem.cell + b * unit_stride + j), H - j);
@@ -333,7 +334,7 @@ void forward(const ForwardArgs& given) {
   const int64_t units = round_up(a.H, 4 * L), panels = Forward<T>::panels(a);
   a.threads = useful_threads(a);
   const bool by_rows = splits_rows(a, panels * K * nacc * L * sizeof(A));
-  const int64_t rows = a.B + a.threads;
+  const int64_t rows = a.have_products ? 0 : a.B + a.threads; // of the product's operands
   const bool norm = a.ln_gates[0], projects = a.w_hr[0];
 
   Arena arena;

