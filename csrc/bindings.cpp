@@ -242,11 +242,11 @@ rnn_scan_backward(const Tensor& grad_output, const OptionalTensor& grad_h_n,
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>
 rnn_cell(const Tensor& input, const Tensor& h, const OptionalTensor& c, const Tensor& w_ih,
          const Tensor& w_hh, const OptionalTensor& b_ih, const OptionalTensor& b_hh,
-         std::string cell, bool save) {
-  const bool lstm = cell == "LSTM", gru = cell == "GRU";
+         std::string mode, bool save) {
+  const bool lstm = mode == "LSTM", gru = mode == "GRU";
   TORCH_CHECK(input.dim() == 2 && h.dim() == 2 && h.size(0) == input.size(0),
               "fastseq: input and h must be (batch, size)");
-  const int64_t B = h.size(0), H = h.size(1), G = fastseq::gates_of(mode_of(cell));
+  const int64_t B = h.size(0), H = h.size(1), G = fastseq::gates_of(mode_of(mode));
   const std::vector<int64_t> none{0}, unit{B, 1, H};
   const bool have_products = B > fastseq::UNPACKED_ROWS || input.size(1) == 0;
   Tensor gates, products;
@@ -263,7 +263,7 @@ rnn_cell(const Tensor& input, const Tensor& h, const OptionalTensor& c, const Te
   Arguments arguments(gates);
   ForwardArgs a{};
   arguments.common(a, {}, h.unsqueeze(0), c ? OptionalTensor(c->unsqueeze(0)) : c, {w_hh}, {}, {},
-                   {}, {}, cell, 1e-5, {0.0, 0.0}, 0, false);
+                   {}, {}, mode, 1e-5, {0.0, 0.0}, 0, false);
   a.b_hh[0] = arguments.optional(b_hh, {G * H}, "b_hh");
   a.have_products = have_products;
   if (products.defined()) a.products = products.const_data_ptr();
@@ -292,12 +292,12 @@ std::vector<Tensor> rnn_cell_backward(const OptionalTensor& grad_h, const Option
                                       const Tensor& gates, const Tensor& cells, const Tensor& hn,
                                       const Tensor& input, const Tensor& h, const OptionalTensor& c,
                                       const Tensor& w_ih, const Tensor& w_hh, bool bias,
-                                      std::string cell, bool need_input, bool need_state,
+                                      std::string mode, bool need_input, bool need_state,
                                       bool need_weights) {
   Arguments arguments(gates);
   BackwardArgs a{};
   arguments.common(a, {}, h.unsqueeze(0), c ? OptionalTensor(c->unsqueeze(0)) : c, {w_hh}, {}, {},
-                   {}, {}, cell, 1e-5, {0.0, 0.0}, 0, false);
+                   {}, {}, mode, 1e-5, {0.0, 0.0}, 0, false);
   const bool lstm = a.mode == fastseq::LSTM, gru = a.mode == fastseq::GRU;
   const auto options = gates.options();
   const std::vector<int64_t> none{0}, unit{a.N, 1, a.H}, state{a.B, a.H};

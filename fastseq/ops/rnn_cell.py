@@ -15,36 +15,36 @@ from ..reference.rnn import GATES, accumulate_dtype
 _library = torch.library.Library("fastseq", "FRAGMENT")
 _library.define(
     "rnn_cell(Tensor input, Tensor h, Tensor? c, Tensor w_ih, Tensor w_hh, Tensor? b_ih, "
-    "Tensor? b_hh, str cell, bool save) "
+    "Tensor? b_hh, str mode, bool save) "
     "-> (Tensor h_n, Tensor c_n, Tensor gates, Tensor cells, Tensor hn)"
 )
 _library.define(
     "rnn_cell_backward(Tensor? grad_h, Tensor? grad_c, Tensor gates, Tensor cells, Tensor hn, "
-    "Tensor input, Tensor h, Tensor? c, Tensor w_ih, Tensor w_hh, bool bias, str cell, "
+    "Tensor input, Tensor h, Tensor? c, Tensor w_ih, Tensor w_hh, bool bias, str mode, "
     "bool need_input, bool need_state, bool need_weights) -> Tensor[]"
 )
 
 
-def _fake_cell(input, h, c, w_ih, w_hh, b_ih, b_hh, cell, save):
-    (batch, hidden), gates = h.shape, GATES[cell]
+def _fake_cell(input, h, c, w_ih, w_hh, b_ih, b_hh, mode, save):
+    (batch, hidden), gates = h.shape, GATES[mode]
     unit = (batch, 1, hidden)
     return (
         h.new_empty(h.shape),
-        h.new_empty(h.shape if cell == "LSTM" else 0),
+        h.new_empty(h.shape if mode == "LSTM" else 0),
         h.new_empty((batch, 1, gates, hidden) if save else 0),
-        h.new_empty(unit if save and cell == "LSTM" else 0, dtype=accumulate_dtype(h.dtype)),
-        h.new_empty(unit if save and cell == "GRU" else 0),
+        h.new_empty(unit if save and mode == "LSTM" else 0, dtype=accumulate_dtype(h.dtype)),
+        h.new_empty(unit if save and mode == "GRU" else 0),
     )
 
 
 def _fake_cell_backward(
-    grad_h, grad_c, gates, cells, hn, input, h, c, w_ih, w_hh, bias, cell,
+    grad_h, grad_c, gates, cells, hn, input, h, c, w_ih, w_hh, bias, mode,
     need_input, need_state, need_weights,
 ):  # fmt: skip
     grads = [
         h.new_empty(input.shape if need_input else 0),
         h.new_empty(h.shape if need_state else 0),
-        h.new_empty(h.shape if cell == "LSTM" else 0),
+        h.new_empty(h.shape if mode == "LSTM" else 0),
     ]
     if need_weights:
         grads += [h.new_empty(w_ih.shape), h.new_empty(w_hh.shape)]
@@ -67,12 +67,12 @@ _cell_backward = torch.ops.fastseq.rnn_cell_backward.default
 
 class _EagerCell(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, cell, *tensors):
-        h_n, c_n, *saved = _cell(*tensors, cell, True)
+    def forward(ctx, mode, *tensors):
+        h_n, c_n, *saved = _cell(*tensors, mode, True)
         ctx.set_materialize_grads(False)
-        ctx.cell = cell
+        ctx.mode = mode
         ctx.save_for_backward(h_n, *saved, *tensors)
-        return (h_n, c_n) if cell == "LSTM" else h_n
+        return (h_n, c_n) if mode == "LSTM" else h_n
 
     @staticmethod
     def backward(ctx, grad_h, grad_c=None):
@@ -85,14 +85,14 @@ class _EagerCell(torch.autograd.Function):
                 grad_h, None, None if grad_c is None else grad_c[None], h_n, gates, cells, hn,
                 input, None, h[None], None if c is None else c[None], [w_ih], [w_hh],
                 biases[:1], biases[1:], [], [], None,
-                ctx.cell, [0.0, 0.0], 0.0, False, False, need_input, need_weights,
+                ctx.mode, [0.0, 0.0], 0.0, False, False, need_input, need_weights,
             )  # fmt: skip
             of_h, of_c = of_h[0], None if c is None else of_c[0]
             of_weights = of_weights if need_weights else []
         else:
             of_input, of_h, of_c, *of_weights = _cell_backward(
                 grad_h, grad_c, gates, cells, hn, input, h, c, w_ih, w_hh, b_ih is not None,
-                ctx.cell, need_input, need_state, need_weights,
+                ctx.mode, need_input, need_state, need_weights,
             )  # fmt: skip
         of_weights += [None] * (4 - len(of_weights))
         of_input, of_h = of_input if need_input else None, of_h if need_state else None
@@ -107,16 +107,16 @@ def rnn_cell(
     w_hh: Tensor,
     b_ih: Tensor | None,
     b_hh: Tensor | None,
-    cell: str,
+    mode: str,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """One step from input (B, I) and the state h, c (B, H): the new h, and c if ``cell`` is LSTM.
+    """One step from input (B, I) and the state h, c (B, H): the new h, and c if ``mode`` is LSTM.
 
     Args:
         w_ih, w_hh, b_ih, b_hh: torch's (G·H, I), (G·H, H), (G·H,), (G·H,); both biases or none.
-        cell: "RNN_TANH", "RNN_RELU", "LSTM" or "GRU".
+        mode: "RNN_TANH", "RNN_RELU", "LSTM" or "GRU".
     """
     tensors = (input, h, c, w_ih, w_hh, b_ih, b_hh)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
-        return _EagerCell.apply(cell, *tensors)
-    h_n, c_n, *_ = _cell(*tensors, cell, False)
-    return (h_n, c_n) if cell == "LSTM" else h_n
+        return _EagerCell.apply(mode, *tensors)
+    h_n, c_n, *_ = _cell(*tensors, mode, False)
+    return (h_n, c_n) if mode == "LSTM" else h_n

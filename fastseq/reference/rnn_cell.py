@@ -1,12 +1,14 @@
 """One recurrent step with both of its products, in plain PyTorch."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .rnn import GATES, rnn_scan, rnn_scan_backward
 
-_PLAIN = {"ln_eps": 1e-5, "zoneout": [0.0, 0.0], "seed": 0, "training": False}
+_PLAIN: dict[str, Any] = {"ln_eps": 1e-5, "zoneout": [0.0, 0.0], "seed": 0, "training": False}
 
 
 def _as_scan(h: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -21,21 +23,21 @@ def rnn_cell(
     w_hh: Tensor,
     b_ih: Tensor | None,
     b_hh: Tensor | None,
-    cell: str,
+    mode: str,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``fastseq::rnn_cell``; absent results are empty tensors."""
-    gru = cell == "GRU"
-    gates = F.linear(input, w_ih, b_ih).unflatten(1, (1, GATES[cell], -1))
+    gru = mode == "GRU"
+    gates = F.linear(input, w_ih, b_ih).unflatten(1, (1, GATES[mode], -1))
     if b_hh is not None and not gru:
         gates = gates + b_hh.view(gates.shape[1:])
     output, _, c_n, cells, hn = rnn_scan(
         gates, None, *_as_scan(h, c), [w_hh], [b_hh] if gru and b_hh is not None else [],
-        [], [], [], None, mode=cell, save=save, **_PLAIN,
+        [], [], [], None, mode=mode, save=save, **_PLAIN,
     )  # fmt: skip
     return (
         output,
-        c_n.flatten(0, -2) if cell == "LSTM" else c_n,
+        c_n.flatten(0, -2) if mode == "LSTM" else c_n,
         gates if save else c_n.new_empty(0),
         cells,
         hn,
@@ -54,7 +56,7 @@ def rnn_cell_backward(
     w_ih: Tensor,
     w_hh: Tensor,
     bias: bool,
-    cell: str,
+    mode: str,
     need_input: bool,
     need_state: bool,
     need_weights: bool,
@@ -63,14 +65,14 @@ def rnn_cell_backward(
     grad_gx, grad_u, _, _, grad_h0, grad_c0 = rnn_scan_backward(
         torch.zeros_like(h) if grad_h is None else grad_h, None,
         None if grad_c is None else grad_c[None], gates, cells, hn, torch.empty_like(h), None,
-        None, *_as_scan(h, c), [w_hh], [], [], [], None, mode=cell, **_PLAIN,
+        None, *_as_scan(h, c), [w_hh], [], [], [], None, mode=mode, **_PLAIN,
     )  # fmt: skip
     of_input = grad_gx.flatten(1)
-    of_product = grad_u.flatten(1) if cell == "GRU" else of_input
+    of_product = grad_u.flatten(1) if mode == "GRU" else of_input
     grads = [
         of_input @ w_ih if need_input else input.new_empty(0),
         grad_h0[0] if need_state else input.new_empty(0),
-        grad_c0[0] if cell == "LSTM" else grad_c0,
+        grad_c0[0] if mode == "LSTM" else grad_c0,
     ]
     if need_weights:
         grads += [of_input.t() @ input, of_product.t() @ h]
