@@ -91,7 +91,7 @@ def _work(
         return found[0], found[1], found[2]
 
     def timed(function: Function) -> Callable[[], object]:
-        leaves = _moved(tensors)
+        leaves = _moved(tensors, train=case.train)
         return _step(lambda: function(**leaves), list(leaves.values()), case.train)
 
     with torch.no_grad():
@@ -269,7 +269,7 @@ def _varlen(case: Case, device: torch.device) -> Workload:
 
     flops = 4.0 * case.heads * case.head_dim * float((lengths.double() ** 2).sum())
     work = _work(case, ours, theirs_of_packed, tensors, flops)
-    leaves = _moved(padded)
+    leaves = _moved(padded, train=case.train)
     work.timed[case.baseline] = _step(
         lambda: theirs(**leaves), list(leaves.values()), case.train
     )  # padded beforehand, as it is in their models
