@@ -203,6 +203,7 @@ def attention_weights(
     lse: Tensor,
     mask: Tensor | None = None,
     *,
+    scale: float | None = None,
     average: bool = False,
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
@@ -215,7 +216,7 @@ def attention_weights(
     """
     lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # a query without keys: weights are 0
     options = reference.Options(
-        q.shape[-1] ** -0.5,
+        q.shape[-1] ** -0.5 if scale is None else scale,
         dropout_p=dropout_p,
         max_seqlen_q=q.shape[2],
         max_seqlen_k=k.shape[2],

@@ -17,10 +17,14 @@ def register(library: Any, name: str, plain: Callable, fake: Callable) -> None:
         library.impl(name, getattr(kernels, name), "CUDA")
 
 
+def autocasting(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
 def autocast(*tensors: Tensor) -> Iterator[Tensor]:
     """The tensors in the dtype that autocast asks for; float64 stays."""
     device = tensors[0].device.type
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+    if not autocasting(device):
         return iter(tensors)
     dtype = torch.get_autocast_dtype(device)
     return (x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
