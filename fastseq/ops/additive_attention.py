@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import _extension
 from ..reference import additive_attention as reference
 from ..reference.rnn import accumulate_dtype
-from .registration import autocast, register, second_gradients
+from .registration import autocast, eager, register, second_gradients
 from .traced import plain_autograd_only
 from .vmap import loop_over
 
@@ -77,7 +77,7 @@ def _gradients(ctx, grad_out: Tensor | None, grad_weights: Tensor | None) -> tup
     if grad_out is None:
         shape, dtype = ctx.out_like
         grad_out = q.new_zeros(shape, dtype=dtype)
-    return (*_backward(grad_out, grad_weights, *ctx.saved_tensors), None)
+    return (*_call_backward(grad_out, grad_weights, *ctx.saved_tensors), None)
 
 
 def _setup_backward(ctx, inputs, output) -> None:
@@ -108,6 +108,8 @@ torch.library.register_autograd(
 )
 for _op in (_forward, _backward):
     torch.library.register_vmap(_op.name(), loop_over(_op), lib=_library)
+_call_forward = eager(_forward, _setup_forward, _gradients)
+_call_backward = eager(_backward, _setup_backward, _second_gradients)
 
 
 def additive_attention(
@@ -126,4 +128,4 @@ def additive_attention(
     q, k, value, v = autocast(q, k, value, v)
     if plain_autograd_only():
         return reference.additive_attention_forward(q, k, value, v, mask)
-    return _forward(q, k, value, v, mask)
+    return _call_forward(q, k, value, v, mask)

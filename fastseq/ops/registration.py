@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import kernels
+from .traced import is_traced
 
 
 def register(library: Any, name: str, plain: Callable, fake: Callable) -> None:
@@ -15,6 +16,37 @@ def register(library: Any, name: str, plain: Callable, fake: Callable) -> None:
     torch.library.register_fake(f"fastseq::{name}", fake, lib=library)
     if kernels.available() and hasattr(kernels, name):
         library.impl(name, getattr(kernels, name), "CUDA")
+
+
+def eager(op: Callable, setup_context: Callable, backward: Callable) -> Callable:
+    """``op`` for plain eager calls, without torch.library's generic wrapper.
+
+    That takes longer than attention over a short sequence. Traced calls go through the operator.
+    """
+
+    def direct(*arguments: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*arguments)
+
+    class Eager(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *arguments):
+            results = direct(*arguments)
+            setup_context(ctx, arguments, results)
+            return results
+
+        @staticmethod
+        def backward(ctx, *grads):
+            return backward(ctx, *grads)
+
+    def call(*arguments: Any) -> Any:
+        if is_traced():
+            return op(*arguments)
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+            return Eager.apply(*arguments)
+        return direct(*arguments)
+
+    return call
 
 
 def autocasting(device_type: str) -> bool:

@@ -40,7 +40,7 @@ def test_gradients_of_one_result(result: int) -> None:
     assert torch.autograd.gradgradcheck(call, tensors(), fast_mode=True)
 
 
-@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("name", ["none", "padding"])
 def test_opcheck(name: str) -> None:
     inputs, mask = tensors(), mask_of(name)
     opcheck(torch.ops.fastseq.additive_attention_forward.default, (*inputs, mask))
