@@ -130,10 +130,10 @@ struct Forward {
   void soften(A* p) const {
     V m = splat((A)-__builtin_inf()), total = {};
     for (int64_t j = 0; j < key_width; j += L) m = larger(m, load(p + j));
-    A most_of_all = largest_of<A>(m);
-    if (most_of_all == -__builtin_inf()) most_of_all = 0;
+    A peak = largest_of<A>(m);
+    if (peak == -__builtin_inf()) peak = 0;
     for (int64_t j = 0; j < key_width; j += L) {
-      const V x = exponential((load(p + j) - most_of_all) * exponent_unit(A()));
+      const V x = exponential((load(p + j) - peak) * exponent_unit(A()));
       total += x;
       store(p + j, x);
     }
