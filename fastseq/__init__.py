@@ -14,7 +14,19 @@ from .functional import (
     flash_attn_with_kvcache,
     scaled_dot_product_attention,
 )
-from .nn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from .functional_additive import additive_attention
+from .nn import (
+    GRU,
+    LSTM,
+    RNN,
+    AdditiveAttention,
+    ConcatAttention,
+    DotAttention,
+    GeneralAttention,
+    GRUCell,
+    LSTMCell,
+    RNNCell,
+)
 from .patch import PatchReport, patch, patch_torch, unpatch
 
 __version__ = "0.1.0"
@@ -23,10 +35,15 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "AdditiveAttention",
+    "ConcatAttention",
+    "DotAttention",
     "GRUCell",
+    "GeneralAttention",
     "LSTMCell",
     "PatchReport",
     "RNNCell",
+    "additive_attention",
     "flash_attn_func",
     "flash_attn_varlen_func",
     "flash_attn_with_kvcache",

@@ -9,7 +9,12 @@ import torch
 
 from . import _extension, kernels
 
-OPERATORS = ("rnn_scan", "rnn_scan_backward")
+OPERATORS = (
+    "rnn_scan",
+    "rnn_scan_backward",
+    "additive_attention_forward",
+    "additive_attention_backward",
+)
 DEVICES = {"cpu": "CPU", "cuda": "CUDA"}  # dispatch keys
 
 

@@ -1,7 +1,20 @@
 """Drop-in modules on fastseq's operators."""
 
+from .additive import AdditiveAttention, ConcatAttention, DotAttention, GeneralAttention
 from .attention import MultiheadAttention
 from .cells import GRUCell, LSTMCell, RNNCell
 from .rnn import GRU, LSTM, RNN
 
-__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "MultiheadAttention", "RNNCell"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "AdditiveAttention",
+    "ConcatAttention",
+    "DotAttention",
+    "GRUCell",
+    "GeneralAttention",
+    "LSTMCell",
+    "MultiheadAttention",
+    "RNNCell",
+]

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _extension, kernels
+from .. import _extension
 from ..reference import attention as reference
 from ..reference.rnn import accumulate_dtype
+from .registration import autocast, register, second_gradients
 from .traced import plain_autograd_only
 from .vmap import loop_over
 
@@ -22,7 +23,7 @@ _CONTEXT = (
 )
 _OPTIONS = (
     "float scale, int window_left, int window_right, bool bottom_right, float softcap, "
-    "float dropout_p, int max_seqlen_q, int max_seqlen_k"
+    "float dropout_p, SymInt max_seqlen_q, SymInt max_seqlen_k"
 )
 _library.define(
     f"attention_forward(Tensor q, Tensor k, Tensor v, {_CONTEXT}, {_OPTIONS}) "
@@ -63,10 +64,7 @@ for _name, _implementation, _fake in (
     ("attention_backward", reference.attention_backward, _fake_backward),
     ("attention_decode", reference.attention_decode, _fake_decode),
 ):
-    _library.impl(_name, _implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"fastseq::{_name}", _fake, lib=_library)
-    if kernels.available() and hasattr(kernels, _name):
-        _library.impl(_name, getattr(kernels, _name), "CUDA")
+    register(_library, _name, _implementation, _fake)
 _extension.load()
 
 _forward = torch.ops.fastseq.attention_forward.default
@@ -102,42 +100,17 @@ def _setup_backward(ctx, inputs, output) -> None:
 
 
 def _second_gradients(ctx, *grad_gradients: Tensor | None) -> tuple:
-    """Gradients of the gradients: differentiate twice through the plain PyTorch attention."""
     grad_out, grad_lse, q, k, v, _out, _lse, mask, *context = ctx.saved_tensors
-    floating_mask = mask is not None and mask.is_floating_point()
-    with torch.enable_grad():
-        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-        bias = mask.detach().requires_grad_() if floating_mask else mask
-        upstream = [
-            None if g is None else g.detach().requires_grad_() for g in (grad_out, grad_lse)
-        ]
-        results = _plain(*leaves, bias, *context, *ctx.options)
-        variables = [*leaves, bias] if floating_mask else leaves
-        pairs = [(y, g) for y, g in zip(results, upstream) if g is not None]
-        first = torch.autograd.grad(
-            [y for y, _ in pairs],
-            variables,
-            [g for _, g in pairs],
-            create_graph=True,
-            materialize_grads=True,
-        )
-        chosen = [
-            (f, g)
-            for f, g in zip(first, grad_gradients)
-            if g is not None and f.shape == g.shape and f.requires_grad
-        ]
-        inputs = [g for g in upstream if g is not None] + variables
-        second = iter(
-            torch.autograd.grad(
-                [f for f, _ in chosen], inputs, [g for _, g in chosen], allow_unused=True
-            )
-            if chosen
-            else [None] * len(inputs)
-        )
-    of_upstream = [None if g is None else next(second) for g in upstream]
-    of_leaves = [next(second) for _ in leaves]
-    of_mask = next(second) if floating_mask else None
-    return (*of_upstream, *of_leaves, None, None, of_mask, *[None] * (5 + _NUM_OPTIONS))
+    inputs = (q, k, v, mask) if ctx.need_mask else (q, k, v)
+
+    def plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor = mask) -> tuple[Tensor, Tensor]:
+        return _plain(q, k, v, mask, *context, *ctx.options)
+
+    of_upstream, (of_q, of_k, of_v, *of_mask) = second_gradients(
+        plain, inputs, (grad_out, grad_lse), grad_gradients
+    )
+    rest = [None] * (5 + _NUM_OPTIONS)
+    return (*of_upstream, of_q, of_k, of_v, None, None, *(of_mask or [None]), *rest)
 
 
 def _plain(
@@ -206,10 +179,7 @@ def attention(
         out (B, Hq, Sq, Dv) and the log-sum-exp of the scores (B, Hq, Sq). A query that sees no key
         gets zeros, and -inf.
     """
-    device = q.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        q, k, v = (x.to(dtype) if x.dtype != torch.float64 else x for x in (q, k, v))
+    q, k, v = autocast(q, k, v)
     if dropout_p > 0 and seed is None:
         seed = torch.randint(2**62, (), dtype=torch.int64)
     options = (
@@ -233,6 +203,7 @@ def attention_weights(
     lse: Tensor,
     mask: Tensor | None = None,
     *,
+    scale: float | None = None,
     average: bool = False,
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
@@ -245,7 +216,7 @@ def attention_weights(
     """
     lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # a query without keys: weights are 0
     options = reference.Options(
-        q.shape[-1] ** -0.5,
+        q.shape[-1] ** -0.5 if scale is None else scale,
         dropout_p=dropout_p,
         max_seqlen_q=q.shape[2],
         max_seqlen_k=k.shape[2],
