@@ -21,7 +21,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from .rnn_dispatch import Limits
+from .device import Limits
 
 # Modules with a function builds(limits) that yields (label, in the quick subset, what launches).
 REGISTRY = ("rnn_builds",)
