@@ -4,6 +4,7 @@ Allocates, picks tiles (attention_dispatch.py) and launches. Shapes: q (B, H, Sq
 D), v (B, Hk, Sk, Dv).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention_dispatch import Heads, Tile, tiles
-from .attention_forward import attention_forward as forward_kernel
+from . import attention_backward as backward_kernels
+from . import attention_forward as forward_kernels
+from .attention_dispatch import Heads, Tile, parts_of_mask, tiles
+from .attention_mask import attention_backward_mask
 from .device import limits_of, on
 from .launch import launch_fastest
 
@@ -26,18 +29,22 @@ def _dense_rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def _empty_like(x: Tensor, width: int) -> Tensor:
-    """(B, H, S, width) in memory as ``x`` is: tokens before heads where x's are."""
+def _like(x: Tensor, width: int, varlen: bool) -> Tensor:
+    """(B, H, S, width) in memory as ``x`` is: tokens before heads where x's are.
+
+    Packed rows may end in tokens of no sequence, which kernels pass over: zeros there.
+    """
     batch, heads, length, _ = x.shape
+    new = x.new_zeros if varlen else x.new_empty
     if x.stride(1) < x.stride(2):
-        return x.new_empty(batch, length, heads, width).transpose(1, 2)
-    return x.new_empty(batch, heads, length, width)
+        return new(batch, length, heads, width).transpose(1, 2)
+    return new(batch, heads, length, width)
 
 
-def _strides(**tensors: Tensor) -> dict[str, int]:
-    """Of batch, head and token."""
+def _strides(varlen: bool, **tensors: Tensor) -> dict[str, int]:
+    """Of batch, head and token; sequences of a packed row have no stride of their own."""
     return {
-        f"{name}_{letter}": stride
+        f"{name}_{letter}": 0 if varlen and letter == "b" else stride
         for name, x in tensors.items()
         for letter, stride in zip("bhs", x.stride())
     }
@@ -105,9 +112,9 @@ def _common(
     """Arguments that forward and backward kernels share."""
     varlen = cu_seqlens_q is not None and cu_seqlens_k is not None
     sq, sk = (max_seqlen_q, max_seqlen_k) if varlen else (q.shape[2], k.shape[2])
-    values = {
+    return {
         "q": q, "k": k, "v": v, "lse": lse, "cu_q": cu_seqlens_q, "cu_k": cu_seqlens_k,
-        **_strides(q=q, k=k, v=v), "lse_b": lse.stride(0), "lse_h": lse.stride(1),
+        **_strides(varlen, q=q, k=k, v=v, lse=lse),
         **_mask_values(None if varlen else mask), **_slopes_values(alibi_slopes),
         "sq": sq, "sk": sk, "scale": scale, "softcap": softcap,
         # Further than any key is.
@@ -124,19 +131,15 @@ def _common(
         "SOFTCAP": softcap > 0, "DROPOUT": dropout_p > 0, "PRECISION": _precision(q),
         "INDEX": _index_type(q, k, v),
     }  # fmt: skip
-    if varlen:
-        values |= dict.fromkeys(("q_b", "k_b", "v_b", "lse_b"), 0)
-    return values
 
 
 def _launch(
     kernel: Any, name: str, values: dict[str, Any], programs: Callable[[dict[str, Any]], int]
 ) -> None:
     """Runs a kernel with the tiles of ``name``; ``programs`` are counted from the tile."""
-    q, v = values["q"], values["v"]
-    heads = Heads(values["D"], values["DV"], q.element_size())
+    heads = Heads(values["D"], values["DV"], values["q"].element_size())
     widths = {"BD": heads.width, "BDV": heads.value_width}
-    choices: tuple[Tile, ...] = tiles(name, heads, limits_of(v.device))
+    choices: tuple[Tile, ...] = tiles(name, heads, limits_of(values["q"].device))
     launch_fastest(kernel, {**values, **widths}, choices, programs, _TUNED_BY)
 
 
@@ -145,15 +148,80 @@ def attention_forward(
 ) -> tuple[Tensor, Tensor]:
     """``fastseq::attention_forward``: out, and the log-sum-exp of the scores (B, H, Sq)."""
     q, k, v = (_dense_rows(x) for x in (q, k, v))
-    out = _empty_like(q, v.shape[3])
     lse = q.new_empty(q.shape[:3], dtype=torch.float32)
     values = _common(q, k, v, lse, mask, *context)
-    values |= {"out": out, **_strides(out=out)}
-    if values["VARLEN"]:
-        values["out_b"] = 0
+    out = _like(q, v.shape[3], values["VARLEN"])
+    values |= {"out": out, **_strides(values["VARLEN"], out=out)}
     with on(q.device):
         _launch(
-            forward_kernel, "forward", values,
+            forward_kernels.attention_forward, "forward", values,
             lambda tile: triton.cdiv(values["sq"], tile["BM"]) * values["B"] * values["H"],
         )  # fmt: skip
     return out, lse
+
+
+def attention_backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    mask: Tensor | None,
+    *rest: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``fastseq::attention_backward``: gradients of q, k, v, and of the mask where wanted."""
+    *context, need_mask = rest
+    q, k, v, out, grad_out = (_dense_rows(x) for x in (q, k, v, out, grad_out))
+    values = _common(q, k, v, lse, mask, *context)
+    varlen = values["VARLEN"]
+    grads = [_like(x, x.shape[3], varlen) for x in (q, k, v)]
+    values |= {
+        "grad_out": grad_out, "delta": torch.empty_like(lse),
+        "grad_q": grads[0], "grad_k": grads[1], "grad_v": grads[2],
+        **_strides(varlen, grad_out=grad_out, grad_q=grads[0], grad_k=grads[1], grad_v=grads[2]),
+        "INDEX": _index_type(q, k, v, out, grad_out),
+    }  # fmt: skip
+    grad_mask = q.new_empty(0)
+    with on(q.device):
+        of_rows = {
+            **values, "sq": q.shape[2], "out": out,
+            **_strides(False, out=out, grad_out=grad_out),
+            "grad_lse": None if grad_lse is None else grad_lse.contiguous(),
+        }  # fmt: skip
+        rows = q.shape[0] * values["H"]
+        _launch(
+            backward_kernels.attention_delta, "delta", of_rows,
+            lambda tile: triton.cdiv(q.shape[2], tile["BM"]) * rows,
+        )  # fmt: skip
+        _launch(
+            backward_kernels.attention_backward_keys, "keys", values,
+            lambda tile: triton.cdiv(values["sk"], tile["BN"]) * values["B"] * k.shape[1],
+        )  # fmt: skip
+        _launch(
+            backward_kernels.attention_backward_queries, "queries", values,
+            lambda tile: triton.cdiv(values["sq"], tile["BM"]) * values["B"] * values["H"],
+        )  # fmt: skip
+        if need_mask and mask is not None:
+            grad_mask = mask.new_zeros(mask.shape) if varlen else _of_mask(mask, values)
+    return grads[0], grads[1], grads[2], grad_mask
+
+
+def _of_mask(mask: Tensor, values: dict[str, Any]) -> Tensor:
+    """Gradient of an added mask; where it has few tiles, in parts that are added up here."""
+    sq, sk = values["sq"], values["sk"]
+    full = (values["B"], values["H"], sq, sk)
+    ones = {f"ONE_{x}": m == 1 != n for x, m, n in zip("BHQK", mask.shape, full)}
+    heads = Heads(values["D"], values["DV"], values["q"].element_size())
+    tile = tiles("mask", heads, limits_of(mask.device))[0]
+    blocks = (*full[:2], triton.cdiv(sq, tile.BM), triton.cdiv(sk, tile.BN))
+    own = math.prod(1 if one else n for one, n in zip(ones.values(), blocks))
+    summed = math.prod(n if one else 1 for one, n in zip(ones.values(), blocks))
+    parts = parts_of_mask(own, summed, limits_of(mask.device))
+    grad_mask = mask.new_empty(
+        (parts, *mask.shape), dtype=mask.dtype if parts == 1 else torch.float32
+    )
+    values = {**values, **ones, "grad_mask": grad_mask, "parts": parts}
+    _launch(attention_backward_mask, "mask", values, lambda _: own * parts)
+    return grad_mask[0] if parts == 1 else grad_mask.sum(0).to(mask.dtype)

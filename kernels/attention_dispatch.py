@@ -43,6 +43,18 @@ _TILES: dict[tuple[str, int, int], tuple[Tile, ...]] = {
     ("forward", 4, 64): (Tile(64, 64, 4, 2), Tile(64, 32, 4, 1)),
     ("forward", 4, 128): (Tile(64, 32, 8, 2), Tile(64, 32, 4, 1)),
     ("forward", 4, 256): (Tile(32, 32, 8, 1), Tile(16, 16, 4, 1)),
+    ("keys", 2, 64): (Tile(64, 128, 8, 2), Tile(64, 64, 4, 2), Tile(32, 128, 4, 2)),
+    ("keys", 2, 128): (Tile(64, 128, 8, 2), Tile(64, 64, 8, 2), Tile(32, 64, 4, 1)),
+    ("keys", 2, 256): (Tile(32, 64, 8, 1), Tile(32, 32, 8, 1), Tile(16, 32, 4, 1)),
+    ("keys", 4, 64): (Tile(32, 64, 8, 1), Tile(32, 32, 4, 1)),
+    ("keys", 4, 128): (Tile(32, 32, 8, 1), Tile(16, 32, 4, 1)),
+    ("keys", 4, 256): (Tile(16, 32, 8, 1), Tile(16, 16, 4, 1)),
+    ("queries", 2, 64): (Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(128, 32, 4, 2)),
+    ("queries", 2, 128): (Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), Tile(64, 32, 4, 1)),
+    ("queries", 2, 256): (Tile(64, 32, 8, 1), Tile(32, 32, 8, 1), Tile(32, 16, 4, 1)),
+    ("queries", 4, 64): (Tile(64, 32, 8, 1), Tile(32, 32, 4, 1)),
+    ("queries", 4, 128): (Tile(32, 32, 8, 1), Tile(32, 16, 4, 1)),
+    ("queries", 4, 256): (Tile(32, 16, 8, 1), Tile(16, 16, 4, 1)),
 }
 
 
@@ -51,5 +63,16 @@ def tiles(kernel: str, heads: Heads, limits: Limits) -> tuple[Tile, ...]:
     if wanted := os.environ.get("FASTSEQ_ATTENTION_TILE"):
         rows, columns = (int(size) for size in wanted.split(","))
         return (Tile(rows, columns, 4, 1),)
+    if kernel == "delta":
+        return (Tile(32, 32, 4, 1),)
+    if kernel == "mask":
+        side = 64 if heads.itemsize == 2 and heads.width <= 128 else 32
+        return (Tile(side, side, 4, 1),)
     width = max(heads.width, heads.value_width, 64)
     return _TILES[kernel, heads.itemsize, width]
+
+
+def parts_of_mask(own: int, summed: int, limits: Limits) -> int:
+    """Parts into which the sum of ``summed`` tiles for each of a mask's ``own`` tiles is cut."""
+    wanted = 4 * limits.multiprocessors // max(own, 1)
+    return max(1, min(wanted, summed))

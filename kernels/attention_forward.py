@@ -23,26 +23,23 @@ from .attention_tile import (
 
 @triton.jit
 def _absorb_tiles(
-    acc, m, l, q, k, v, mask, k_s, v_s, mask_q, mask_k, first_query, sq, sk, offset, left, right,
-    scale, softcap, slope, seed, threshold, row, quads,
+    acc, m, l, q, k, v, k_s, v_s, first_query, lengths, window, form, draw,
     first, before, gap, count,  # tiles first …, of which ``gap`` are left out after ``before``
     D: tl.constexpr, DV: tl.constexpr, MASK: tl.constexpr, SOFTCAP: tl.constexpr,
     ALIBI: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, CHECK: tl.constexpr,
 ):  # fmt: skip
     i = first_query + tl.arange(0, BM)[:, None]
+    sk = lengths[1]
     for n in range(count):
         start = (first + n + tl.where(n < before, 0, gap)) * BN
         j = start + tl.arange(0, BN)[None, :]
         keys = load_rows(k, start, sk, k_s, D, BN, BD, CHECK, INDEX)
         product = tl.dot(q, tl.trans(keys), input_precision=PRECISION)
-        s, _ = scores(
-            product, i, j, sq, sk, offset, left, right, scale, softcap, slope, mask, mask_q, mask_k,
-            CHECK, SOFTCAP, ALIBI, MASK,
-        )  # fmt: skip
+        s, _ = scores(product, i, j, lengths, window, form, CHECK, SOFTCAP, ALIBI, MASK)
         keep = True
         if DROPOUT:
-            keep = kept(seed, threshold, row, first_query, start, quads, BM, BN)
+            keep = kept(draw, first_query, start, BM, BN)
         values = load_rows(v, start, sk, v_s, DV, BN, BDV, CHECK, INDEX)
         acc, m, l = absorb(acc, m, l, s, values, keep, DROPOUT, MASK, PRECISION)
     return acc, m, l
@@ -65,45 +62,45 @@ def attention_forward(
     # The longest rows of a causal triangle go first, so that the short ones fill the end.
     first_query = (blocks - 1 - tl.program_id(0) % blocks) * BM
     b = (tl.program_id(0) // blocks // H).to(tl.int64)
-    h = tl.program_id(0) // blocks % H
-    row = (b * H + h) * rows
+    h = (tl.program_id(0) // blocks % H).to(tl.int64)
     start_q, sq = sequence(cu_q, b, sq, VARLEN)
     start_k, sk = sequence(cu_k, b, sk, VARLEN)
     if first_query >= sq:
         return
-    q += b * q_b + h.to(tl.int64) * q_h + start_q * q_s
-    k += b * k_b + (h // GROUP).to(tl.int64) * k_h + start_k * k_s
-    v += b * v_b + (h // GROUP).to(tl.int64) * v_h + start_k * v_s
+    q += b * q_b + h * q_h + start_q * q_s
+    k += b * k_b + h // GROUP * k_h + start_k * k_s
+    v += b * v_b + h // GROUP * v_h + start_k * v_s
     slope = 0.0
     if ALIBI:
         slope = tl.load(slopes + b * slopes_b + h).to(tl.float32)
     if MASK is not None:
-        mask += b * mask_b + h.to(tl.int64) * mask_h
+        mask += b * mask_b + h * mask_h
     offset = 0
     if BOTTOM_RIGHT:
         offset = sk - sq
-    first, full, full_end, end = tiles_seen(first_query, BM, offset, left, right, sk, BN)
+    lengths, window = (sq, sk), (offset, left, right)
+    form = (scale, softcap, slope, mask, mask_q, mask_k)
+    draw = (seed, threshold, keep_scale, (b * H + h) * rows, quads)
+    first, full, full_end, end = tiles_seen(first_query, BM, window, sk, BN)
     queries = load_rows(q, first_query, sq, q_s, D, BM, BD, True, INDEX)
     acc = tl.zeros([BM, BDV], dtype=tl.float32)
     m = tl.full([BM], float("-inf"), dtype=tl.float32)
     l = tl.zeros([BM], dtype=tl.float32)
     acc, m, l = _absorb_tiles(
-        acc, m, l, queries, k, v, mask, k_s, v_s, mask_q, mask_k, first_query, sq, sk, offset, left,
-        right, scale, softcap, slope, seed, threshold, row, quads,
+        acc, m, l, queries, k, v, k_s, v_s, first_query, lengths, window, form, draw,
         full, 0, 0, full_end - full,
         D, DV, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, INDEX, BM, BN, BD, BDV, False,
     )  # fmt: skip
     acc, m, l = _absorb_tiles(
-        acc, m, l, queries, k, v, mask, k_s, v_s, mask_q, mask_k, first_query, sq, sk, offset, left,
-        right, scale, softcap, slope, seed, threshold, row, quads,
+        acc, m, l, queries, k, v, k_s, v_s, first_query, lengths, window, form, draw,
         first, full - first, full_end - full, full - first + end - full_end,
         D, DV, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, INDEX, BM, BN, BD, BDV, True,
     )  # fmt: skip
     if DROPOUT:
         acc *= keep_scale
     acc = acc / tl.where(l == 0, 1.0, l)[:, None]
-    out += b * out_b + h.to(tl.int64) * out_h + start_q * out_s
+    out += b * out_b + h * out_h + start_q * out_s
     store_rows(out, acc, first_query, sq, out_s, DV, BM, BDV, INDEX)
     i = first_query + tl.arange(0, BM)
-    lse += b * lse_b + h.to(tl.int64) * lse_h + start_q
+    lse += b * lse_b + h * lse_h + start_q
     tl.store(lse + i, lse_of(m, l, MASK), mask=i < sq)

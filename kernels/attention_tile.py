@@ -1,5 +1,9 @@
 """What the attention kernels share: visible tiles, scores, dropout, a step of the online softmax.
 
+Numbers travel in tuples: ``lengths`` (sq, sk), ``window`` (offset, left, right), ``form`` (scale,
+softcap, slope, mask, its strides over queries and keys) and ``draw`` (seed, threshold, keep_scale,
+row, quads), dropout's.
+
 A tile of scores lies either way round: ``i`` (queries) and ``j`` (keys) are indices within their
 sequence, one a column, the other a row. Scores are in units of log 2, so that exp2 serves. Under an
 added mask they are natural: finfo.min, which masks often hold, would overflow in other units.
@@ -60,12 +64,13 @@ def store_rows(
 
 
 @triton.jit
-def tiles_seen(start, SIZE: tl.constexpr, offset, left, right, count, TILE: tl.constexpr):
-    """Tiles of the other side that items start … start + SIZE - 1 see.
+def tiles_seen(start, SIZE: tl.constexpr, window, count, TILE: tl.constexpr):
+    """Tiles of the other side, of ``count`` items, that items start … start + SIZE - 1 see.
 
     Item a sees b where -left <= b - a - offset <= right. Tiles first … end - 1 are seen in part,
     full … full_end - 1 of them wholly, by every item.
     """
+    offset, left, right = window
     last = start + SIZE - 1
     first = tl.maximum(start + offset - left, 0) // TILE
     end = tl.cdiv(tl.maximum(tl.minimum(last + offset + right + 1, count), 0), TILE)
@@ -80,11 +85,13 @@ def tiles_seen(start, SIZE: tl.constexpr, offset, left, right, count, TILE: tl.c
 @triton.jit
 def scores(
     product,  # q k^T
-    i, j, sq, sk, offset, left, right, scale, softcap, slope, mask, mask_q, mask_k,
+    i, j, lengths, window, form,
     CHECK: tl.constexpr,  # whether some of the tile's keys may not be seen
     SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, MASK: tl.constexpr,
 ):  # fmt: skip
     """Scores, -inf where a key may not be seen; and the tanh of the softcap, for its derivative."""
+    sq, sk = lengths
+    scale, softcap, slope, mask, mask_q, mask_k = form
     unit: tl.constexpr = 1.0 if MASK == "added" else LOG2E
     t = product
     if SOFTCAP:
@@ -102,6 +109,7 @@ def scores(
         else:
             s = tl.where(added, s, float("-inf"))
     if CHECK:
+        offset, left, right = window
         distance = j - i - offset
         seen = (distance <= right) & (distance >= -left) & (j < sk)
         s = tl.where(seen, s, float("-inf"))
@@ -132,13 +140,12 @@ def lse_of(m, l, MASK: tl.constexpr):
 
 
 @triton.jit
-def kept(
-    seed, threshold, row, first_query, first_key, quads, BM: tl.constexpr, BN: tl.constexpr
-):  # fmt: skip
-    """Which weights of a [BM, BN] tile dropout keeps: four keys share a counter, a word each.
+def kept(draw, first_query, first_key, BM: tl.constexpr, BN: tl.constexpr):
+    """Which weights of a [BM, BN] tile dropout keeps: four keys share a counter.
 
     Counter (row + query)·quads + key // 4 of Philox's stream 2; word key % 4.
     """
+    seed, threshold, _, row, quads = draw
     query = row + first_query + tl.arange(0, BM)
     counter = query[:, None] * quads + (first_key // 4 + tl.arange(0, BN // 4))[None, :]
     low = (counter & 0xFFFFFFFF).to(tl.uint32)
