@@ -14,11 +14,19 @@ import triton.language as tl
 from torch import Tensor
 
 from . import attention_backward as backward_kernels
+from . import attention_decode as decode_kernels
 from . import attention_forward as forward_kernels
-from .attention_dispatch import Heads, Tile, parts_of_mask, tiles
+from .attention_dispatch import (
+    Heads,
+    Tile,
+    decode_splits,
+    decode_tile,
+    parts_of_mask,
+    tiles,
+)
 from .attention_mask import attention_backward_mask
 from .device import limits_of, on
-from .launch import launch_fastest
+from .launch import Launch, launch_fastest
 
 # What a tile's speed depends on, besides the types.
 _TUNED_BY = ("sizes", "D", "DV", "MASK", "SOFTCAP", "ALIBI", "DROPOUT", "VARLEN", "PRECISION")
@@ -80,6 +88,15 @@ def _mask_values(mask: Tensor | None) -> dict[str, Any]:
     )
 
 
+def _window(left: int, right: int, sq: int, sk: int) -> dict[str, int]:
+    """Open sides reach further than any key is."""
+    far = sq + sk
+    return {
+        "left": left if 0 <= left < far else far,
+        "right": right if 0 <= right < far else far,
+    }
+
+
 def _slopes_values(slopes: Tensor | None) -> dict[str, Any]:
     slopes = None if slopes is None else slopes.contiguous()
     per_sequence = slopes is not None and slopes.dim() == 2
@@ -117,9 +134,7 @@ def _common(
         **_strides(varlen, q=q, k=k, v=v, lse=lse),
         **_mask_values(None if varlen else mask), **_slopes_values(alibi_slopes),
         "sq": sq, "sk": sk, "scale": scale, "softcap": softcap,
-        # Further than any key is.
-        "left": window_left if 0 <= window_left < sq + sk else sq + sk,
-        "right": window_right if 0 <= window_right < sq + sk else sq + sk,
+        **_window(window_left, window_right, sq, sk),
         "seed": 0 if seed is None else int(seed),
         "threshold": min(int(dropout_p * 2**32), 2**32 - 1),
         "keep_scale": 1 / (1 - dropout_p) if dropout_p < 1 else 0.0,
@@ -133,12 +148,16 @@ def _common(
     }  # fmt: skip
 
 
+def _heads(values: dict[str, Any]) -> Heads:
+    return Heads(values["D"], values["DV"], values["q"].element_size(), values["DROPOUT"])
+
+
 def _launch(
     kernel: Any, name: str, values: dict[str, Any], programs: Callable[[dict[str, Any]], int]
 ) -> None:
     """Runs a kernel with the tiles of ``name``; ``programs`` are counted from the tile."""
-    heads = Heads(values["D"], values["DV"], values["q"].element_size())
-    widths = {"BD": heads.width, "BDV": heads.value_width}
+    heads = _heads(values)
+    widths = {"BD": heads.width, "BDV": heads.value_width, "BK": 32}
     choices: tuple[Tile, ...] = tiles(name, heads, limits_of(values["q"].device))
     launch_fastest(kernel, {**values, **widths}, choices, programs, _TUNED_BY)
 
@@ -213,8 +232,7 @@ def _of_mask(mask: Tensor, values: dict[str, Any]) -> Tensor:
     sq, sk = values["sq"], values["sk"]
     full = (values["B"], values["H"], sq, sk)
     ones = {f"ONE_{x}": m == 1 != n for x, m, n in zip("BHQK", mask.shape, full)}
-    heads = Heads(values["D"], values["DV"], values["q"].element_size())
-    tile = tiles("mask", heads, limits_of(mask.device))[0]
+    tile = tiles("mask", _heads(values), limits_of(mask.device))[0]
     blocks = (*full[:2], triton.cdiv(sq, tile.BM), triton.cdiv(sk, tile.BN))
     own = math.prod(1 if one else n for one, n in zip(ones.values(), blocks))
     summed = math.prod(n if one else 1 for one, n in zip(ones.values(), blocks))
@@ -225,3 +243,62 @@ def _of_mask(mask: Tensor, values: dict[str, Any]) -> Tensor:
     values = {**values, **ones, "grad_mask": grad_mask, "parts": parts}
     _launch(attention_backward_mask, "mask", values, lambda _: own * parts)
     return grad_mask[0] if parts == 1 else grad_mask.sum(0).to(mask.dtype)
+
+
+def attention_decode(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    cache_seqlens: Tensor,
+    block_table: Tensor | None,
+    alibi_slopes: Tensor | None,
+    scale: float,
+    window_left: int,
+    window_right: int,
+    softcap: float,
+) -> tuple[Tensor, Tensor]:
+    """``fastseq::attention_decode``: out, and the log-sum-exp of the scores (B, H, Sq)."""
+    q, k, v = (_dense_rows(x) for x in (q, k_cache, v_cache))
+    batch, heads, sq, _ = q.shape
+    key_heads, page = k.shape[1:3]
+    capacity = page if block_table is None else block_table.shape[1] * page
+    out = _like(q, v.shape[3], False)
+    lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+    if lse.numel() == 0:
+        return out, lse
+    group = heads // key_heads
+    widths = Heads(q.shape[3], v.shape[3], q.element_size())
+    limits = limits_of(q.device)
+    tile = decode_tile(group * sq, widths, limits)
+    programs = triton.cdiv(group * sq, tile.BM) * key_heads * batch
+    splits = decode_splits(programs, triton.cdiv(capacity, tile.BN), limits)
+    parts, lse_parts = out, lse
+    if splits > 1:
+        parts = q.new_empty(splits, *out.shape, dtype=torch.float32)
+        lse_parts = lse.new_empty(splits, *lse.shape)
+    table = None if block_table is None else block_table.contiguous()
+    values = {
+        "q": q, "k": k, "v": v, "out": parts, "lse": lse_parts,
+        "lengths": cache_seqlens.contiguous(), "block_table": table,
+        **_strides(False, q=q, k=k, v=v, out=parts[0] if splits > 1 else out),
+        "out_part": parts.stride(0), "lse_part": lse_parts.stride(0),
+        "table_b": 0 if table is None else table.shape[1], **_slopes_values(alibi_slopes),
+        "sq": sq, **_window(window_left, window_right, sq, capacity), "scale": scale,
+        "softcap": softcap, "SOFTCAP": softcap > 0, "splits": splits, "H": heads, "GROUP": group,
+        "D": q.shape[3], "DV": v.shape[3], "PAGE": 0 if table is None else page,
+        "PRECISION": _precision(q), "BD": widths.width, "BDV": widths.value_width,
+    }  # fmt: skip
+    with on(q.device):
+        launch_fastest(
+            decode_kernels.attention_decode, values, (tile,), lambda _: programs * splits, ()
+        )
+        if splits > 1:
+            values |= {
+                "parts": parts, "lse_parts": lse_parts, "out": out, "lse": lse,
+                **_strides(False, out=out), "rows": lse.numel(), "BM": 4,
+            }  # fmt: skip
+            merge = Launch(
+                decode_kernels.attention_merge, values, {"num_warps": 4, "num_stages": 2}, "BM=4"
+            )
+            merge((triton.cdiv(lse.numel(), 4),))
+    return out, lse

@@ -119,7 +119,7 @@ def attention_backward_keys(
         queries_of = q + b * q_b + h * q_h + start_q * q_s
         upstream_of = grad_out + b * grad_out_b + h * grad_out_h + start_q * grad_out_s
         at = b * lse_b + h * lse_h + start_q
-        mask_of = mask
+        mask_of = lse  # for want of None, which tuples made in loops cannot hold
         if MASK is not None:
             mask_of = mask + (b * mask_b + h * mask_h)
         slope = 0.0
@@ -149,16 +149,14 @@ def attention_backward_keys(
 
 @triton.jit
 def gradient_of_scores(
-    queries, upstream, keys, values, lse, delta, first_query, first_key, lengths, window, form, draw,
+    product, dp, lse, delta, first_query, first_key, lengths, window, form, draw,
     MASK: tl.constexpr, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, DROPOUT: tl.constexpr,
-    PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, CHECK: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, CHECK: tl.constexpr,
 ):  # fmt: skip
     """Of a tile of scores, queries by keys, as the softmax takes them; and the softcap's tanh."""
     i = first_query + tl.arange(0, BM)[:, None]
     j = first_key + tl.arange(0, BN)[None, :]
-    product = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
     s, t = scores(product, i, j, lengths, window, form, CHECK, SOFTCAP, ALIBI, MASK)
-    dp = tl.dot(upstream, tl.trans(values), input_precision=PRECISION)
     if DROPOUT:
         dp = tl.where(kept(draw, first_query, first_key, BM, BN), dp * draw[2], 0.0)
     return power(s - lse[:, None], MASK) * (dp - delta[:, None]), t
@@ -185,9 +183,11 @@ def _absorb_keys(
         start = (first + n + tl.where(n < before, 0, gap)) * BN
         keys = load_rows(k, start, sk, k_s, D, BN, BD, CHECK, INDEX)
         values = load_rows(v, start, sk, v_s, DV, BN, BDV, CHECK, INDEX)
+        product = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
+        dp = tl.dot(upstream, tl.trans(values), input_precision=PRECISION)
         ds, t = gradient_of_scores(
-            queries, upstream, keys, values, lse, delta, first_query, start, lengths, window, form,
-            draw, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, BM, BN, CHECK,
+            product, dp, lse, delta, first_query, start, lengths, window, form, draw,
+            MASK, SOFTCAP, ALIBI, DROPOUT, BM, BN, CHECK,
         )  # fmt: skip
         if SOFTCAP:
             ds *= 1 - t * t

@@ -46,6 +46,13 @@ FEATURES: dict[str, dict[str, dict[str, Any]]] = {
             "packed": True, "alibi": 1, "window": (30, 10), "softcap": 3.0,
         },
     },
+    "decode": {
+        "causal": {"window": (-1, 0)},
+        "pages": {"window": (-1, 0), "page": 7},
+        "no window": {"page": 16, "softcap": 2.0},
+        "window, alibi": {"window": (20, 0), "alibi": 1},
+        "pages, window, alibi of a sequence": {"window": (9, 2), "alibi": 2, "page": 5},
+    },
 }  # fmt: skip
 # batch, query heads, key heads, queries, keys, width of heads, of values.
 _SMALL = [
@@ -56,6 +63,15 @@ _LARGE = [
     (2, 4, 2, 130, 257, 64, 64), (1, 6, 2, 515, 301, 128, 128), (3, 2, 1, 77, 333, 80, 24),
     (1, 2, 2, 200, 190, 256, 256), (1, 1, 1, 1, 1000, 128, 64), (2, 4, 4, 1, 1, 1, 1),
     (2, 4, 1, 600, 5, 40, 72), (1, 1, 1, 3, 0, 16, 16), (2, 8, 2, 1024, 1024, 64, 64),
+]  # fmt: skip
+# Of decoding, where keys stands for the capacity of each cache.
+_SMALL_DECODE = [
+    (2, 4, 2, 1, 70, 24, 24), (3, 2, 1, 3, 100, 64, 20), (2, 9, 1, 2, 33, 16, 80),
+    (1, 1, 1, 1, 130, 1, 1), (2, 2, 2, 5, 3, 40, 40),
+]  # fmt: skip
+_LARGE_DECODE = [
+    (3, 8, 2, 1, 5000, 128, 128), (2, 6, 6, 3, 515, 64, 64), (70, 4, 1, 1, 300, 80, 40),
+    (2, 32, 1, 4, 1000, 256, 256), (1, 2, 1, 1, 1, 16, 16),
 ]  # fmt: skip
 RESULTS = ("out", "lse", "grad_q", "grad_k", "grad_v", "grad_mask")
 
@@ -78,15 +94,16 @@ def groups(interpreted: bool) -> list[tuple[str, str]]:
 
 def cases(group: str, dtype: str, interpreted: bool) -> Iterator[Case]:
     """Features and shapes in turn under the slow interpreter, all of both on a card."""
+    small, large = (_SMALL_DECODE, _LARGE_DECODE) if group == "decode" else (_SMALL, _LARGE)
     for n, feature in enumerate(FEATURES[group]):
         if not interpreted:
-            for m, shape in enumerate(_LARGE):
+            for m, shape in enumerate(large):
                 yield Case(group, feature, dtype, shape, (n + m) % 3)
             continue
         # float16 differs in what is rounded, not in what is computed.
         for m in range(2 if dtype == "float32" else 1):
-            at = (n + 3 * m + len(group)) % len(_SMALL)
-            yield Case(group, feature, dtype, _SMALL[at], (n + m) % 3)
+            at = (n + 3 * m) % len(small)
+            yield Case(group, feature, dtype, small[at], (n + m) % 3)
 
 
 def _random(generator: torch.Generator, dtype: torch.dtype, layout: int, *size: int) -> Tensor:
@@ -171,6 +188,50 @@ def _moved(tensors: dict[str, Any], **to: Any) -> dict[str, Any]:
     }
 
 
+def decode_arguments(case: Case) -> tuple[dict[str, Any], tuple[Any, ...]]:
+    """Tensors by name, and the operator's options; lengths from 0 to the capacity."""
+    chosen = FEATURES[case.group][case.feature]
+    batch, heads, key_heads, sq, capacity, dim, value_dim = case.shape
+    generator = torch.Generator().manual_seed(sum(case.shape))
+    page = chosen.get("page", 0)
+    blocks = -(-capacity // page) if page else 0
+    rows = (batch * blocks + 3, page) if page else (batch, capacity)
+    table = None
+    if page:
+        table = torch.randperm(rows[0], generator=generator)[: batch * blocks]
+        table = table.view(batch, blocks).int()
+    lengths = torch.randint(capacity + 1, (batch,), generator=generator).int()
+    lengths[0], lengths[-1] = (capacity, 0) if batch > 1 else (capacity, capacity)
+    alibi = chosen.get("alibi", 0)
+
+    def new(*size: int) -> Tensor:
+        return _random(generator, getattr(torch, case.dtype), case.layout, *size)
+
+    tensors = {
+        "q": new(batch, heads, sq, dim),
+        "k_cache": new(rows[0], key_heads, rows[1], dim),
+        "v_cache": new(rows[0], key_heads, rows[1], value_dim),
+        "cache_seqlens": lengths,
+        "block_table": table,
+        "alibi_slopes": torch.rand((batch, heads)[2 - alibi :], generator=generator)
+        if alibi
+        else None,
+    }
+    window = chosen.get("window", (-1, -1))
+    return tensors, (dim**-0.5, *window, chosen.get("softcap", 0.0))
+
+
+def _run_decode(case: Case, device: str) -> dict[str, float]:
+    from ..reference import attention as reference
+    from . import attention
+
+    tensors, options = decode_arguments(case)
+    exact = reference.attention_decode(*_moved(tensors, dtype=torch.float64).values(), *options)
+    plain = reference.attention_decode(*tensors.values(), *options)
+    ours = attention.attention_decode(*_moved(tensors, device=device).values(), *options)
+    return error_ratios(RESULTS, ours, plain, exact)
+
+
 def run(case: Case, device: str) -> dict[str, float]:
     """Error of each result over the allowed error; all must be at most 1."""
     from ..reference import attention as reference
@@ -178,6 +239,8 @@ def run(case: Case, device: str) -> dict[str, float]:
 
     if device == "cpu":
         os.environ["FASTSEQ_ATTENTION_TILE"] = "16,16"
+    if case.group == "decode":
+        return _run_decode(case, device)
     tensors, options, need_mask = arguments(case)
     seed = torch.tensor((1 << 40) + 7)
 

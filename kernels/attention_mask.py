@@ -9,7 +9,26 @@ import triton
 import triton.language as tl
 
 from .attention_backward import gradient_of_scores, load_sums
-from .attention_tile import RUNTIME, load_rows, tiles_seen
+from .attention_tile import RUNTIME, tiles_seen
+
+
+@triton.jit
+def _product(
+    a, b, first_a, first_b, count_a, count_b, a_s, b_s, W: tl.constexpr,
+    PRECISION: tl.constexpr, INDEX: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """a b^T of rows first_a … of a (count_a, W) and first_b … of b, BK columns at a time."""
+    rows_a, rows_b = tl.arange(0, BM)[:, None], tl.arange(0, BN)[:, None]
+    a += tl.cast(first_a, tl.int64) * a_s + rows_a.to(INDEX) * a_s
+    b += tl.cast(first_b, tl.int64) * b_s + rows_b.to(INDEX) * b_s
+    total = tl.zeros([BM, BN], dtype=tl.float32)
+    for start in range(0, W, BK):
+        c = start + tl.arange(0, BK)[None, :]
+        x = tl.load(a + c, mask=(first_a + rows_a < count_a) & (c < W), other=0)
+        y = tl.load(b + c, mask=(first_b + rows_b < count_b) & (c < W), other=0)
+        total = tl.dot(x, tl.trans(y), total, input_precision=PRECISION)
+    return total
 
 
 @triton.jit(do_not_specialize=(*RUNTIME, "B", "parts"))
@@ -25,7 +44,7 @@ def attention_backward_mask(
     ONE_B: tl.constexpr, ONE_H: tl.constexpr, ONE_Q: tl.constexpr, ONE_K: tl.constexpr,
     BOTTOM_RIGHT: tl.constexpr, MASK: tl.constexpr, SOFTCAP: tl.constexpr,
     ALIBI: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     # For each dimension: its number of tiles, those of the mask, and those summed over.
     tiles_q, tiles_k = tl.cdiv(sq, BM), tl.cdiv(sk, BN)
@@ -56,31 +75,28 @@ def attention_backward_mask(
         first_query = (mine_q + n // sum_k % sum_q) * BM
         h = (mine_h + n // sum_k // sum_q % sum_h).to(tl.int64)
         b = (mine_b + n // sum_k // sum_q // sum_h).to(tl.int64)
-        first, _, _, end = tiles_seen(first_query, BM, window, sk, BN)
+        first, _full, _full_end, end = tiles_seen(first_query, BM, window, sk, BN)
         if (first * BN <= first_key) & (first_key < end * BN):
             slope = 0.0
             if ALIBI:
                 slope = tl.load(slopes + b * slopes_b + h).to(tl.float32)
             form = (scale, softcap, slope, mask + b * mask_b + h * mask_h, mask_q, mask_k)
             draw = (seed, threshold, keep_scale, (b * H + h) * rows, quads)
-            queries = load_rows(
-                q + b * q_b + h * q_h, first_query, sq, q_s, D, BM, BD, True, INDEX
-            )
-            upstream = load_rows(
-                grad_out + b * grad_out_b + h * grad_out_h, first_query, sq, grad_out_s, DV, BM,
-                BDV, True, INDEX,
+            of_head = b * q_b + h * q_h, b * k_b + h // GROUP * k_h
+            product = _product(
+                q + of_head[0], k + of_head[1], first_query, first_key, sq, sk, q_s, k_s, D,
+                PRECISION, INDEX, BM, BN, BK,
             )  # fmt: skip
-            keys = load_rows(
-                k + b * k_b + h // GROUP * k_h, first_key, sk, k_s, D, BN, BD, True, INDEX
-            )
-            values = load_rows(
-                v + b * v_b + h // GROUP * v_h, first_key, sk, v_s, DV, BN, BDV, True, INDEX
-            )
+            of_head = b * grad_out_b + h * grad_out_h, b * v_b + h // GROUP * v_h
+            dp = _product(
+                grad_out + of_head[0], v + of_head[1], first_query, first_key, sq, sk, grad_out_s,
+                v_s, DV, PRECISION, INDEX, BM, BN, BK,
+            )  # fmt: skip
             at = b * lse_b + h * lse_h
             lse_tile, delta_tile = load_sums(lse + at, delta + at, first_query, sq, BM, MASK)
-            ds, _ = gradient_of_scores(
-                queries, upstream, keys, values, lse_tile, delta_tile, first_query, first_key,
-                lengths, window, form, draw, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, BM, BN, True,
+            ds, _t = gradient_of_scores(
+                product, dp, lse_tile, delta_tile, first_query, first_key, lengths, window, form,
+                draw, MASK, SOFTCAP, ALIBI, DROPOUT, BM, BN, True,
             )  # fmt: skip
             total += ds
     size_q, size_k = sq, sk

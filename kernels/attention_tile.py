@@ -153,7 +153,7 @@ def kept(draw, first_query, first_key, BM: tl.constexpr, BN: tl.constexpr):
     zero = low * 0
     word0, word1, word2, word3 = tl.philox(seed, low, high, zero + 2, zero)
     words = tl.join(tl.join(word0, word2), tl.join(word1, word3))
-    return tl.reshape(words, [BM, BN]).to(tl.int64) >= threshold
+    return tl.reshape(words, [BM, BN]) >= tl.cast(threshold, tl.uint32)
 
 
 @triton.jit
