@@ -13,9 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import attention_backward as backward_kernels
-from . import attention_decode as decode_kernels
-from . import attention_forward as forward_kernels
+from . import flash_backward, flash_decode, flash_forward
 from .attention_dispatch import (
     Heads,
     Tile,
@@ -24,8 +22,8 @@ from .attention_dispatch import (
     parts_of_mask,
     tiles,
 )
-from .attention_mask import attention_backward_mask
 from .device import limits_of, on
+from .flash_mask import attention_backward_mask
 from .launch import Launch, launch_fastest
 
 # What a tile's speed depends on, besides the types.
@@ -59,7 +57,7 @@ def _strides(varlen: bool, **tensors: Tensor) -> dict[str, int]:
 
 
 def _precision(x: Tensor) -> str:
-    """Of float32 products: three products in TF32 lose next to nothing, and tensor cores do them."""
+    """Of float32 products: three in TF32 lose next to nothing, and run on tensor cores."""
     if x.dtype != torch.float32:
         return "ieee"
     if torch.backends.cuda.matmul.allow_tf32:
@@ -83,9 +81,7 @@ def _mask_values(mask: Tensor | None) -> dict[str, Any]:
     steps = [0] * 4
     if mask is not None:
         steps = [s if n > 1 else 0 for s, n in zip(mask.stride(), mask.shape)]
-    return {"mask": mask, "MASK": kind} | dict(
-        zip(("mask_b", "mask_h", "mask_q", "mask_k"), steps)
-    )
+    return {"mask": mask, "MASK": kind} | dict(zip(("mask_b", "mask_h", "mask_q", "mask_k"), steps))
 
 
 def _window(left: int, right: int, sq: int, sk: int) -> dict[str, int]:
@@ -173,7 +169,7 @@ def attention_forward(
     values |= {"out": out, **_strides(values["VARLEN"], out=out)}
     with on(q.device):
         _launch(
-            forward_kernels.attention_forward, "forward", values,
+            flash_forward.attention_forward, "forward", values,
             lambda tile: triton.cdiv(values["sq"], tile["BM"]) * values["B"] * values["H"],
         )  # fmt: skip
     return out, lse
@@ -211,15 +207,15 @@ def attention_backward(
         }  # fmt: skip
         rows = q.shape[0] * values["H"]
         _launch(
-            backward_kernels.attention_delta, "delta", of_rows,
+            flash_backward.attention_delta, "delta", of_rows,
             lambda tile: triton.cdiv(q.shape[2], tile["BM"]) * rows,
         )  # fmt: skip
         _launch(
-            backward_kernels.attention_backward_keys, "keys", values,
+            flash_backward.attention_backward_keys, "keys", values,
             lambda tile: triton.cdiv(values["sk"], tile["BN"]) * values["B"] * k.shape[1],
         )  # fmt: skip
         _launch(
-            backward_kernels.attention_backward_queries, "queries", values,
+            flash_backward.attention_backward_queries, "queries", values,
             lambda tile: triton.cdiv(values["sq"], tile["BM"]) * values["B"] * values["H"],
         )  # fmt: skip
         if need_mask and mask is not None:
@@ -290,7 +286,7 @@ def attention_decode(
     }  # fmt: skip
     with on(q.device):
         launch_fastest(
-            decode_kernels.attention_decode, values, (tile,), lambda _: programs * splits, ()
+            flash_decode.attention_decode, values, (tile,), lambda _: programs * splits, ()
         )
         if splits > 1:
             values |= {
@@ -298,7 +294,7 @@ def attention_decode(
                 **_strides(False, out=out), "rows": lse.numel(), "BM": 4,
             }  # fmt: skip
             merge = Launch(
-                decode_kernels.attention_merge, values, {"num_warps": 4, "num_stages": 2}, "BM=4"
+                flash_decode.attention_merge, values, {"num_warps": 4, "num_stages": 2}, "BM=4"
             )
             merge((triton.cdiv(lse.numel(), 4),))
     return out, lse

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from .device import Limits, power_of_two
 
+
 @dataclass(frozen=True)
 class Tile:
     BM: int  # queries
@@ -42,8 +43,8 @@ _TILES: dict[tuple[str, int, int], tuple[Tile, ...]] = {
     ("forward", 4, 64): (Tile(64, 32, 4, 2), Tile(64, 64, 8, 2), Tile(32, 32, 4, 1)),
     ("forward", 4, 128): (Tile(32, 32, 4, 2), Tile(64, 32, 4, 1), Tile(32, 16, 4, 1)),
     ("forward", 4, 256): (Tile(16, 32, 8, 1), Tile(16, 16, 4, 1)),
-    ("keys", 2, 64): (Tile(64, 128, 8, 2), Tile(64, 64, 4, 2), Tile(64, 64, 8, 1)),
-    ("keys", 2, 128): (Tile(64, 64, 8, 2), Tile(32, 64, 8, 2), Tile(32, 32, 4, 1)),
+    ("keys", 2, 64): (Tile(32, 128, 8, 2), Tile(64, 128, 8, 2), Tile(32, 64, 8, 1)),
+    ("keys", 2, 128): (Tile(32, 64, 8, 2), Tile(64, 64, 8, 2), Tile(32, 32, 4, 1)),
     ("keys", 2, 256): (Tile(32, 32, 4, 1), Tile(32, 64, 8, 1), Tile(16, 16, 4, 1)),
     ("keys", 4, 64): (Tile(32, 32, 8, 2), Tile(32, 64, 8, 1), Tile(16, 32, 4, 1)),
     ("keys", 4, 128): (Tile(32, 32, 8, 1), Tile(16, 16, 4, 1)),
@@ -79,10 +80,12 @@ def tiles(kernel: str, heads: Heads, limits: Limits) -> tuple[Tile, ...]:
         return (Tile(64, 64, 8, 2) if heads.itemsize == 2 else Tile(32, 32, 4, 2),)
     width = max(heads.width, heads.value_width, 64)
     known = _TILES[kernel, heads.itemsize, width]
-    # Dropout's words take registers beside two sums.
-    rows = 32 if heads.dropout and kernel == "keys" else 128
-    fits = lambda t: t.BM <= rows and _shared(kernel, t, heads) <= limits.shared  # noqa: E731
-    return tuple(filter(fits, known)) or known[-1:]
+    if heads.dropout and kernel != "forward":  # its words take registers beside other tiles
+        rows = 32 if kernel == "keys" else 64
+        known = tuple(t for t in known if t.BM <= rows) or known[-1:]
+    if limits.warp == 64 and kernel == "keys":  # there, loads ahead wait in registers
+        known = tuple(replace(t, num_stages=1) for t in known)
+    return tuple(t for t in known if _shared(kernel, t, heads) <= limits.shared) or known[-1:]
 
 
 def parts_of_mask(own: int, summed: int, limits: Limits) -> int:

@@ -24,6 +24,7 @@ from .rnn_dispatch import (
     step_config,
 )
 
+
 @dataclass
 class _Steps:
     """Where the rows of each time stand, for the host and for the device."""

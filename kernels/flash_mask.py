@@ -8,8 +8,8 @@ making each anew: no matrix of scores, no atomics, one order. Masks of few tiles
 import triton
 import triton.language as tl
 
-from .attention_backward import gradient_of_scores, load_sums
-from .attention_tile import RUNTIME, tiles_seen
+from .flash_backward import gradient_of_scores, load_sums
+from .flash_tile import RUNTIME, tiles_seen
 
 
 @triton.jit

@@ -8,7 +8,7 @@ row of tokens, cut by cu_q and cu_k, and sq, sk are the longest.
 import triton
 import triton.language as tl
 
-from .attention_tile import (
+from .flash_tile import (
     RUNTIME,
     absorb,
     kept,

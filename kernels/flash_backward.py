@@ -4,13 +4,13 @@ With p the weights, dp = dO v^T and delta = rowsum(dO O) - d lse:
 dV = p^T dO, ds = p (dp - delta), dQ = scale ds k, dK = scale ds^T q. Dropout scales p in dV and dp
 by what it did to p; then rowsum(dO O) still is rowsum(p dp). Softcap: ds times 1 - tanh^2.
 Programs own blocks of keys (dK and dV, over all query heads that share a key head), or of queries.
-Shapes as in attention_forward.py; delta is as lse.
+Shapes as in flash_forward.py; delta is as lse.
 """
 
 import triton
 import triton.language as tl
 
-from .attention_tile import (
+from .flash_tile import (
     RUNTIME,
     kept,
     load_rows,

@@ -8,7 +8,7 @@ Source: "Flash-Decoding for long-context inference", pytorch.org/blog/flash-deco
 import triton
 import triton.language as tl
 
-from .attention_tile import RUNTIME, absorb, lse_of, scores
+from .flash_tile import RUNTIME, absorb, lse_of, scores
 
 
 @triton.jit(do_not_specialize=(*RUNTIME, "splits"))
@@ -89,9 +89,7 @@ def attention_merge(
     for split in range(splits):
         at = tl.cast(split, tl.int64) * rows + r
         part_lse = tl.load(lse_parts + at, mask=r < rows, other=float("-inf"))
-        part = tl.load(
-            parts + at[:, None] * DV + c, mask=(r < rows)[:, None] & (c < DV), other=0
-        )
+        part = tl.load(parts + at[:, None] * DV + c, mask=(r < rows)[:, None] & (c < DV), other=0)
         new_m = tl.maximum(m, part_lse)
         base = tl.where(new_m == float("-inf"), 0.0, new_m)
         weight, shrink = tl.exp(part_lse - base), tl.exp(m - base)
