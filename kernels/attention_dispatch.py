@@ -82,7 +82,7 @@ def tiles(kernel: str, heads: Heads, limits: Limits) -> tuple[Tile, ...]:
     known = _TILES[kernel, heads.itemsize, width]
     if heads.dropout and kernel != "forward":  # its words take registers beside other tiles
         rows = 32 if kernel == "keys" else 64
-        known = tuple(t for t in known if t.BM <= rows) or known[-1:]
+        known = tuple(t for t in known if rows >= t.BM) or known[-1:]
     if limits.warp == 64 and kernel == "keys":  # there, loads ahead wait in registers
         known = tuple(replace(t, num_stages=1) for t in known)
     return tuple(t for t in known if _shared(kernel, t, heads) <= limits.shared) or known[-1:]
