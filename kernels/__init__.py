@@ -48,10 +48,6 @@ def rnn_scan_backward(
     return rnn_scan_backward(*args, **kwargs)
 
 
-# The largest width of a head that the attention kernels take.
-ATTENTION_MAX_DIM = 256
-
-
 def attention_forward(*args: Any) -> tuple[Tensor, Tensor]:
     """``fastseq::attention_forward`` on CUDA; Triton is imported on the first call."""
     from .attention import attention_forward

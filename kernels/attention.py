@@ -1,7 +1,8 @@
-"""Attention on Triton: the operators of fastseq/ops/attention.py for float32, bfloat16, float16.
+"""Attention on Triton: the operators of fastseq/ops/attention.py.
 
-Allocates, picks tiles (attention_dispatch.py) and launches. Shapes: q (B, H, Sq, D), k (B, Hk, Sk,
-D), v (B, Hk, Sk, Dv).
+Allocates, picks tiles (attention_dispatch.py) and launches. Serves float32, bfloat16 and float16 up
+to heads of 256; what is beyond goes to plain PyTorch. Shapes: q (B, H, Sq, D), k (B, Hk, Sk, D), v
+(B, Hk, Sk, Dv).
 """
 
 import math
@@ -13,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..reference import attention as reference
 from . import flash_backward, flash_decode, flash_forward
 from .attention_dispatch import (
     Heads,
@@ -28,6 +30,12 @@ from .launch import Launch, launch_fastest
 
 # What a tile's speed depends on, besides the types.
 _TUNED_BY = ("sizes", "D", "DV", "MASK", "SOFTCAP", "ALIBI", "DROPOUT", "VARLEN", "PRECISION")
+_SERVED = (torch.float32, torch.bfloat16, torch.float16)
+_MAX_DIM = 256
+
+
+def _serves(q: Tensor, v: Tensor) -> bool:
+    return q.dtype in _SERVED and max(q.shape[3], v.shape[3]) <= _MAX_DIM
 
 
 def _dense_rows(x: Tensor) -> Tensor:
@@ -162,6 +170,8 @@ def attention_forward(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *context: Any
 ) -> tuple[Tensor, Tensor]:
     """``fastseq::attention_forward``: out, and the log-sum-exp of the scores (B, H, Sq)."""
+    if not _serves(q, v):
+        return reference.attention_forward(q, k, v, mask, *context)
     q, k, v = (_dense_rows(x) for x in (q, k, v))
     lse = q.new_empty(q.shape[:3], dtype=torch.float32)
     values = _common(q, k, v, lse, mask, *context)
@@ -187,8 +197,11 @@ def attention_backward(
     *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``fastseq::attention_backward``: gradients of q, k, v, and of the mask where wanted."""
+    if not _serves(q, v):
+        return reference.attention_backward(grad_out, grad_lse, q, k, v, out, lse, mask, *rest)
     *context, need_mask = rest
     q, k, v, out, grad_out = (_dense_rows(x) for x in (q, k, v, out, grad_out))
+    lse = lse.contiguous()
     values = _common(q, k, v, lse, mask, *context)
     varlen = values["VARLEN"]
     grads = [_like(x, x.shape[3], varlen) for x in (q, k, v)]
@@ -254,6 +267,11 @@ def attention_decode(
     softcap: float,
 ) -> tuple[Tensor, Tensor]:
     """``fastseq::attention_decode``: out, and the log-sum-exp of the scores (B, H, Sq)."""
+    if not _serves(q, v_cache):
+        return reference.attention_decode(
+            q, k_cache, v_cache, cache_seqlens, block_table, alibi_slopes, scale, window_left,
+            window_right, softcap,
+        )  # fmt: skip
     q, k, v = (_dense_rows(x) for x in (q, k_cache, v_cache))
     batch, heads, sq, _ = q.shape
     key_heads, page = k.shape[1:3]

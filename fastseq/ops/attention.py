@@ -5,7 +5,6 @@ CPU, in Triton on CUDA, and in plain PyTorch (``fastseq.reference.attention``, w
 maths) elsewhere. Shapes: q (B, Hq, Sq, D), k (B, Hk, Sk, D), v (B, Hk, Sk, Dv).
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -59,30 +58,15 @@ def _fake_decode(q: Tensor, k_cache: Tensor, v_cache: Tensor, *rest: Any) -> tup
     return _fake_forward(q, k_cache, v_cache)
 
 
-def _on_cuda(name: str, plain: Callable[..., Any], first: int) -> Callable[..., Any]:
-    """The Triton kernel; plain PyTorch for float64 and for heads wider than it takes.
-
-    ``first`` is q's place among the arguments; k and v follow.
-    """
-    kernel = getattr(kernels, name)
-
-    def run(*arguments: Any) -> Any:
-        q, _, v = arguments[first : first + 3]
-        wide = max(q.shape[-1], v.shape[-1]) > kernels.ATTENTION_MAX_DIM
-        return (plain if wide or q.dtype == torch.float64 else kernel)(*arguments)
-
-    return run
-
-
-for _name, _implementation, _fake, _first in (
-    ("attention_forward", reference.attention_forward, _fake_forward, 0),
-    ("attention_backward", reference.attention_backward, _fake_backward, 2),
-    ("attention_decode", reference.attention_decode, _fake_decode, 0),
+for _name, _implementation, _fake in (
+    ("attention_forward", reference.attention_forward, _fake_forward),
+    ("attention_backward", reference.attention_backward, _fake_backward),
+    ("attention_decode", reference.attention_decode, _fake_decode),
 ):
     _library.impl(_name, _implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastseq::{_name}", _fake, lib=_library)
-    if kernels.available():
-        _library.impl(_name, _on_cuda(_name, _implementation, _first), "CUDA")
+    if kernels.available() and hasattr(kernels, _name):
+        _library.impl(_name, getattr(kernels, _name), "CUDA")
 _extension.load()
 
 _forward = torch.ops.fastseq.attention_forward.default

@@ -1,4 +1,4 @@
-"""Tiles of the attention kernels and how they are routed to; no Triton, no GPU."""
+"""Tiles of the attention kernels, and what goes elsewhere; no GPU."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from fastseq.kernels.attention_dispatch import (
     tiles,
 )
 from fastseq.kernels.device import Limits
-from fastseq.ops import attention as ops
+from fastseq.reference import attention as reference
 
 DEVICES = {
     "A100": Limits(108, 163 * 1024),
@@ -83,17 +83,27 @@ def test_small_masks_are_summed_in_parts() -> None:
     assert parts_of_mask(10**5, 64, limits) == 1
 
 
-@pytest.mark.parametrize("first", [0, 2])
-def test_what_triton_lacks_goes_to_plain_torch(monkeypatch: pytest.MonkeyPatch, first: int) -> None:
-    monkeypatch.setattr(kernels, "attention_forward", lambda *_: "triton")
-    run = ops._on_cuda("attention_forward", lambda *_: "plain", first)
-
-    def served(dtype: torch.dtype, dim: int, value_dim: int) -> str:
-        q, v = torch.empty(1, 1, 2, dim, dtype=dtype), torch.empty(1, 1, 2, value_dim, dtype=dtype)
-        wide_mask = torch.empty(1, 1, 2, 1000)
-        return run(*[wide_mask] * first, q, q, v, wide_mask, 1.0)
-
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        assert served(dtype, 256, 1) == "triton"
-        assert served(dtype, 257, 64) == served(dtype, 64, 257) == "plain"
-    assert served(torch.float64, 64, 64) == "plain"
+@pytest.mark.skipif(not kernels.available(), reason=str(kernels.reason()))
+@pytest.mark.parametrize(
+    ("dtype", "dim", "value_dim"),
+    [(torch.float64, 8, 8), (torch.float32, 257, 8), (torch.float16, 8, 300)],
+)
+def test_what_triton_lacks_goes_to_plain_torch(
+    dtype: torch.dtype, dim: int, value_dim: int
+) -> None:
+    q, k = torch.randn(1, 2, 3, dim, dtype=dtype), torch.randn(1, 1, 9, dim, dtype=dtype)
+    v = torch.randn(1, 1, 9, value_dim, dtype=dtype)
+    context = (None,) * 5 + (dim**-0.5, -1, 0, True, 0.0, 0.0, 3, 9)
+    # Without a device, a launch would raise.
+    out, lse = kernels.attention_forward(q, k, v, *context)
+    expected = reference.attention_forward(q, k, v, *context)
+    assert torch.equal(out, expected[0]) and torch.equal(lse, expected[1])
+    grads = kernels.attention_backward(out, None, q, k, v, out, lse, *context, False)
+    expected = reference.attention_backward(out, None, q, k, v, out, lse, *context, False)
+    assert all(torch.equal(x, y) for x, y in zip(grads, expected))
+    lengths = torch.tensor([7], dtype=torch.int32)
+    options = (lengths, None, None, dim**-0.5, -1, 0, 0.0)
+    assert torch.equal(
+        kernels.attention_decode(q, k, v, *options)[0],
+        reference.attention_decode(q, k, v, *options)[0],
+    )
