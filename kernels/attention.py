@@ -132,9 +132,10 @@ def _common(
 ) -> dict[str, Any]:
     """Arguments that forward and backward kernels share."""
     varlen = cu_seqlens_q is not None and cu_seqlens_k is not None
+    bounds = [None if x is None else x.contiguous() for x in (cu_seqlens_q, cu_seqlens_k)]
     sq, sk = (max_seqlen_q, max_seqlen_k) if varlen else (q.shape[2], k.shape[2])
     return {
-        "q": q, "k": k, "v": v, "lse": lse, "cu_q": cu_seqlens_q, "cu_k": cu_seqlens_k,
+        "q": q, "k": k, "v": v, "lse": lse, "cu_q": bounds[0], "cu_k": bounds[1],
         **_strides(varlen, q=q, k=k, v=v, lse=lse),
         **_mask_values(None if varlen else mask), **_slopes_values(alibi_slopes),
         "sq": sq, "sk": sk, "scale": scale, "softcap": softcap,
