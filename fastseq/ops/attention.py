@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import _extension, kernels
 from ..reference import attention as reference
 from ..reference.rnn import accumulate_dtype
-from .traced import plain_autograd_only
+from .traced import is_traced, plain_autograd_only
 from .vmap import loop_over
 
 _library = torch.library.Library("fastseq", "FRAGMENT")
@@ -73,6 +73,16 @@ _forward = torch.ops.fastseq.attention_forward.default
 _backward = torch.ops.fastseq.attention_backward.default
 
 
+def _forward_below_autograd(*arguments: Any) -> tuple[Tensor, Tensor]:
+    with torch._C._AutoDispatchBelowAutograd():
+        return _forward(*arguments)
+
+
+def _backward_below_autograd(*arguments: Any) -> tuple[Tensor, ...]:
+    with torch._C._AutoDispatchBelowAutograd():
+        return _backward(*arguments)
+
+
 def _save(ctx, arguments, results) -> None:
     ctx.set_materialize_grads(False)
     ctx.options = arguments[-_NUM_OPTIONS:]
@@ -84,10 +94,30 @@ def _gradients(ctx, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple:
     if grad_out is None:
         grad_out = torch.zeros_like(out)
     need_mask = mask is not None and mask.requires_grad
-    *grads, grad_mask = _backward(
+    # The operator can be traced and is differentiable again; without its wrapper it is quicker.
+    registered = torch.is_grad_enabled() or is_traced()
+    *grads, grad_mask = (_backward if registered else _backward_below_autograd)(
         grad_out, grad_lse, q, k, v, out, lse, mask, *context, *ctx.options, need_mask
     )
     return (*grads, grad_mask if need_mask else None, *[None] * (4 + _NUM_OPTIONS))
+
+
+class _EagerAttention(torch.autograd.Function):
+    """``fastseq::attention_forward`` without the registration around it.
+
+    The formulas are the operator's; torch.library's generic wrapper takes longer than a short
+    sequence, so eager calls come here and traced ones go through the operator.
+    """
+
+    @staticmethod
+    def forward(ctx, *arguments):
+        results = _forward_below_autograd(*arguments)
+        _save(ctx, arguments, results)
+        return results
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return _gradients(ctx, *grads)
 
 
 def _setup_forward(ctx, inputs, output) -> None:
@@ -221,10 +251,14 @@ def attention(
         q.shape[2] if max_seqlen_q is None else max_seqlen_q,
         k.shape[2] if max_seqlen_k is None else max_seqlen_k,
     )
-    context = (mask, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed)
+    arguments = (q, k, v, mask, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, *options)
     if plain_autograd_only():
-        return _plain(q, k, v, *context, *options)
-    return _forward(q, k, v, *context, *options)
+        return _plain(*arguments)
+    if is_traced():
+        return _forward(*arguments)
+    if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+        return _EagerAttention.apply(*arguments)
+    return _forward_below_autograd(*arguments)
 
 
 def attention_weights(
