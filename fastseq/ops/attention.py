@@ -85,21 +85,22 @@ def _backward_below_autograd(*arguments: Any) -> tuple[Tensor, ...]:
 
 def _save(ctx, arguments, results) -> None:
     ctx.set_materialize_grads(False)
-    ctx.options = arguments[-_NUM_OPTIONS:]
-    ctx.save_for_backward(*arguments[:-_NUM_OPTIONS], *results)
+    q, k, v, mask, *ctx.context = arguments
+    ctx.save_for_backward(q, k, v, mask, *results)
 
 
 def _gradients(ctx, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple:
-    q, k, v, mask, *context, out, lse = ctx.saved_tensors
+    """Gradients of q, k, v and mask."""
+    q, k, v, mask, out, lse = ctx.saved_tensors
     if grad_out is None:
         grad_out = torch.zeros_like(out)
     need_mask = mask is not None and mask.requires_grad
     # The operator can be traced and is differentiable again; without its wrapper it is quicker.
     registered = torch.is_grad_enabled() or is_traced()
     *grads, grad_mask = (_backward if registered else _backward_below_autograd)(
-        grad_out, grad_lse, q, k, v, out, lse, mask, *context, *ctx.options, need_mask
+        grad_out, grad_lse, q, k, v, out, lse, mask, *ctx.context, need_mask
     )
-    return (*grads, grad_mask if need_mask else None, *[None] * (4 + _NUM_OPTIONS))
+    return (*grads, grad_mask if need_mask else None)
 
 
 class _EagerAttention(torch.autograd.Function):
@@ -110,18 +111,23 @@ class _EagerAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, *arguments):
+    def forward(ctx, q, k, v, mask, context):
+        arguments = (q, k, v, mask, *context)
         results = _forward_below_autograd(*arguments)
         _save(ctx, arguments, results)
         return results
 
     @staticmethod
     def backward(ctx, *grads):
-        return _gradients(ctx, *grads)
+        return (*_gradients(ctx, *grads), None)
 
 
 def _setup_forward(ctx, inputs, output) -> None:
     _save(ctx, inputs, output)
+
+
+def _gradients_of_operator(ctx, *grads: Tensor | None) -> tuple:
+    return (*_gradients(ctx, *grads), *[None] * (4 + _NUM_OPTIONS))
 
 
 def _setup_backward(ctx, inputs, output) -> None:
@@ -187,7 +193,7 @@ def _plain(
 
 
 torch.library.register_autograd(
-    "fastseq::attention_forward", _gradients, setup_context=_setup_forward, lib=_library
+    "fastseq::attention_forward", _gradients_of_operator, setup_context=_setup_forward, lib=_library
 )
 torch.library.register_autograd(
     "fastseq::attention_backward", _second_gradients, setup_context=_setup_backward, lib=_library
@@ -251,14 +257,14 @@ def attention(
         q.shape[2] if max_seqlen_q is None else max_seqlen_q,
         k.shape[2] if max_seqlen_k is None else max_seqlen_k,
     )
-    arguments = (q, k, v, mask, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, *options)
+    context = (cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, *options)
     if plain_autograd_only():
-        return _plain(*arguments)
+        return _plain(q, k, v, mask, *context)
     if is_traced():
-        return _forward(*arguments)
-    if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
-        return _EagerAttention.apply(*arguments)
-    return _forward_below_autograd(*arguments)
+        return _forward(q, k, v, mask, *context)
+    if torch.is_grad_enabled() and torch._C._any_requires_grad(q, k, v, mask):
+        return _EagerAttention.apply(q, k, v, mask, context)
+    return _forward_below_autograd(q, k, v, mask, *context)
 
 
 def attention_weights(
