@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import Module, Parameter
 
 SERVED_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -38,6 +39,10 @@ def flag(name: str, value: bool) -> bool:
 
 def autocasting(device_type: str) -> bool:
     return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
+def is_mask(x: Tensor) -> bool:
+    return x.dtype == torch.bool or x.is_floating_point()
 
 
 def norm_names(mode: str, suffix: str = "") -> list[str]:

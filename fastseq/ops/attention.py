@@ -5,6 +5,7 @@ CPU, in Triton on CUDA, and in plain PyTorch (``fastseq.reference.attention``, w
 maths) elsewhere. Shapes: q (B, Hq, Sq, D), k (B, Hk, Sk, D), v (B, Hk, Sk, Dv).
 """
 
+import math
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from .. import _extension, kernels
 from ..reference import attention as reference
 from ..reference.rnn import accumulate_dtype
+from .gemm import widens
 from .traced import is_traced, plain_autograd_only
 from .vmap import loop_over
 
@@ -39,6 +41,7 @@ _library.define(
     "float softcap) -> (Tensor out, Tensor lse)"
 )
 _NUM_OPTIONS = 8
+_WEIGHTS_AT_ONCE = 2**18  # so that they stay in a core's cache
 
 
 def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *context: Any) -> tuple[Tensor, Tensor]:
@@ -267,48 +270,67 @@ def attention(
     return _forward_below_autograd(q, k, v, mask, *context)
 
 
-def attention_weights(
+def attention_and_weights(
     q: Tensor,
     k: Tensor,
-    lse: Tensor,
+    v: Tensor,
     mask: Tensor | None = None,
     *,
     average: bool = False,
     dropout_p: float = 0.0,
-    seed: Tensor | None = None,
-) -> Tensor:
-    """The weights that ``attention`` used, from the log-sum-exp it returned; differentiable.
+) -> tuple[Tensor, Tensor]:
+    """Attention and the weights it used, after dropout; differentiable.
+
+    Weights of every head, or with dropout, have to be written anyway and are then multiplied with
+    v. Averaged ones come from the log-sum-exp of the fused attention, a few heads at a time.
+
+    Args:
+        q: (B, H, Sq, D); k: (B, H, Sk, D); v: (B, H, Sk, Dv); mask as in ``attention``.
 
     Returns:
-        (B, Hq, Sq, Sk), or with ``average`` their mean over heads (B, Sq, Sk), made a head at a
-        time.
+        out (B, H, Sq, Dv), and the weights (B, H, Sq, Sk), or with ``average`` their mean over
+        heads (B, Sq, Sk).
     """
-    lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # a query without keys: weights are 0
-    options = reference.Options(
-        q.shape[-1] ** -0.5,
-        dropout_p=dropout_p,
-        max_seqlen_q=q.shape[2],
-        max_seqlen_k=k.shape[2],
-        seed=0 if seed is None else int(seed),
-    )
-    dropped = None
-    if dropout_p > 0:
-        rows, sizes = range(q.shape[0]), (q.shape[2], k.shape[2])
-        dropped = reference.dropout_factors(rows, q.shape[1], sizes, options, q.device)
+    if average and dropout_p == 0:
+        out, lse = attention(q, k, v, mask)
+        return out, _mean_weights(q, k, lse, mask)
+    dtype = q.dtype
+    if widens(q):
+        q, k, v = q.float(), k.float(), v.float()
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    if mask is None:
+        weights = scores.softmax(-1)
+    else:
+        scores = (
+            scores + mask if mask.is_floating_point() else scores.masked_fill(~mask, -torch.inf)
+        )
+        weights = torch._safe_softmax(scores, -1)  # a query that sees no key: zeros
+    weights = torch.dropout(weights, dropout_p, dropout_p > 0)
+    out = (weights @ v).to(dtype)
+    return out, (weights.mean(1) if average else weights).to(dtype)
 
-    def of_heads(at: slice) -> Tensor:
-        bias = mask if mask is None or mask.shape[1] == 1 else mask[:, at]
-        raw = reference.raw_scores(q[:, at].to(lse.dtype), k[:, at].to(lse.dtype), options)
-        weights = torch.exp(reference.masked_scores(raw, bias, None, options) - lse[:, at, :, None])
-        return weights if dropped is None else weights * dropped[:, at].to(weights.dtype)
 
-    heads = q.shape[1]
-    if not average:
-        return of_heads(slice(0, heads)).to(q.dtype)
-    total = of_heads(slice(0, 1))
-    for head in range(1, heads):
-        total = total + of_heads(slice(head, head + 1))
-    return (total.squeeze(1) / heads).to(q.dtype)
+def _mean_weights(q: Tensor, k: Tensor, lse: Tensor, mask: Tensor | None) -> Tensor:
+    """mean over heads of exp(score - lse)."""
+    batch, heads, sq, sk = *q.shape[:3], k.shape[2]
+    if mask is not None:
+        lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # a query that sees no key: zeros
+    norm = (lse + math.log(heads)).unsqueeze(-1)
+    step = max(1, _WEIGHTS_AT_ONCE // max(batch * sq * sk, 1))
+    total = None
+    with torch.autocast(q.device.type, enabled=False):
+        for first in range(0, heads, step):
+            at = slice(first, min(first + step, heads))
+            a, b, c = (x[:, at].to(lse.dtype).flatten(0, 1) for x in (q, k, norm))
+            part = torch.baddbmm(c, a, b.mT, beta=-1, alpha=q.shape[-1] ** -0.5)
+            part = part.unflatten(0, (batch, -1))
+            if mask is not None:
+                bias = mask if mask.shape[1] == 1 else mask[:, at]
+                floating = bias.is_floating_point()
+                part = part + bias if floating else part.masked_fill(~bias, -torch.inf)
+            part = part.exp_().sum(1)
+            total = part if total is None else total + part
+    return q.new_zeros(batch, sq, sk) if total is None else total.to(q.dtype)
 
 
 def attention_decode(
