@@ -14,7 +14,20 @@ from .functional import (
     flash_attn_with_kvcache,
     scaled_dot_product_attention,
 )
-from .nn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from .nn import (
+    GRU,
+    LSTM,
+    RNN,
+    GRUCell,
+    LSTMCell,
+    MultiheadAttention,
+    RNNCell,
+    Transformer,
+    TransformerDecoder,
+    TransformerDecoderLayer,
+    TransformerEncoder,
+    TransformerEncoderLayer,
+)
 from .patch import PatchReport, patch, patch_torch, unpatch
 
 __version__ = "0.1.0"
@@ -25,8 +38,14 @@ __all__ = [
     "RNN",
     "GRUCell",
     "LSTMCell",
+    "MultiheadAttention",
     "PatchReport",
     "RNNCell",
+    "Transformer",
+    "TransformerDecoder",
+    "TransformerDecoderLayer",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
     "flash_attn_func",
     "flash_attn_varlen_func",
     "flash_attn_with_kvcache",

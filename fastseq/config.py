@@ -9,7 +9,13 @@ import torch
 
 from . import _extension, kernels
 
-OPERATORS = ("rnn_scan", "rnn_scan_backward")
+OPERATORS = (
+    "rnn_scan",
+    "rnn_scan_backward",
+    "attention_forward",
+    "attention_backward",
+    "attention_decode",
+)
 DEVICES = {"cpu": "CPU", "cuda": "CUDA"}  # dispatch keys
 
 

@@ -6,11 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .ops.attention import attention, attention_decode
-from .ops.traced import is_traced
+from .ops.attention import attention, attention_decode, is_short
 
 _SERVED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_SHORT = 2**19  # multiplications of q·k under which a call is shorter than its way to our kernel
 
 
 def scaled_dot_product_attention(
@@ -47,7 +45,8 @@ def scaled_dot_product_attention(
         What torch raises, in its words, before any kernel runs.
     """
     extras = window_size != (-1, -1) or softcap or alibi_slopes is not None or return_lse
-    if (not extras and _is_short(query, key, value, attn_mask, dropout_p)) or not _fits(
+    plain = not extras and attn_mask is None and dropout_p == 0 and key.dim() > 1
+    if (plain and is_short(query.numel() * key.shape[-2], query, key, value)) or not _fits(
         query, key, value, attn_mask, dropout_p, enable_gqa
     ):
         result = F.scaled_dot_product_attention(
@@ -81,21 +80,6 @@ def scaled_dot_product_attention(
         shape = (*leading, *query.shape[-3:-1]) if query.dim() > 2 else query.shape[:-1]
         out, lse = out.reshape(*shape, out.shape[-1]), lse.reshape(shape)
     return (out, lse) if return_lse else out
-
-
-def _is_short(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout_p: float
-) -> bool:
-    """Whether torch's own function, which is reached sooner, does the same in less time."""
-    return (
-        query.is_cpu
-        and mask is None
-        and dropout_p == 0
-        and not (torch.is_grad_enabled() and torch._C._any_requires_grad(query, key, value))
-        and not is_traced()
-        and key.dim() > 1
-        and query.numel() * key.shape[-2] <= _SHORT
-    )
 
 
 def _fits(

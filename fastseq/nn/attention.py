@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops.attention import attention, attention_and_weights
+from ..ops.attention import attention, attention_and_weights, is_short
 from ..ops.gemm import linear
 from . import _extras
 
@@ -42,7 +42,10 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         Returns:
             The output, shaped as the query, and the weights, or None.
         """
-        if not self._serves(query, key, value, key_padding_mask, attn_mask, is_causal):
+        masked = attn_mask is not None or key_padding_mask is not None
+        if (not masked and self._is_short(query, key)) or not self._serves(
+            query, key, value, key_padding_mask, attn_mask, is_causal
+        ):
             return super().forward(
                 query, key, value, key_padding_mask, need_weights, attn_mask,
                 average_attn_weights, is_causal,
@@ -70,6 +73,40 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             out = out.transpose(0, 1)
         return linear(out, self.out_proj.weight, self.out_proj.bias), weights
 
+    def forward_packed(
+        self, x: Tensor, bounds: Tensor, longest: int, is_causal: bool = False
+    ) -> Tensor:
+        """Self-attention of sequences that lie one after the other, without weights.
+
+        Args:
+            x: (tokens, E).
+            bounds: (sequences + 1,) int32, where each starts, and the total.
+            longest: tokens of the longest.
+            is_causal: a token sees itself and those of its sequence before it.
+        """
+        q, k, v = map(self._split_heads, self._project(x, x, x))
+        out, _ = attention(
+            q, k, v, window=(-1, 0 if is_causal else -1),
+            dropout_p=self.dropout if self.training else 0.0,
+            cu_seqlens_q=bounds, cu_seqlens_k=bounds, max_seqlen_q=longest, max_seqlen_k=longest,
+        )  # fmt: skip
+        out = out.transpose(1, 2).flatten(2).squeeze(0)
+        return linear(out, self.out_proj.weight, self.out_proj.bias)
+
+    def packs(self) -> bool:
+        """Whether ``forward_packed`` has all that the module does."""
+        return self._qkv_same_embed_dim and self.bias_k is None and not self.add_zero_attn
+
+    def _weights(self) -> tuple[Tensor | None, ...]:
+        return (*self._parameters.values(), *self.out_proj._parameters.values())
+
+    def _is_short(self, query: Tensor, key: Tensor) -> bool:
+        """Whether torch's own module does the same, without masks, in less time."""
+        if not query.dim() == key.dim() == 3:
+            return False
+        source = key.shape[1 if self.batch_first else 0]
+        return is_short(query.numel() * source, query, key, *self._weights())
+
     def _serves(
         self,
         query: Tensor,
@@ -92,8 +129,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             )
         ):
             return False
-        weights = (*self._parameters.values(), *self.out_proj._parameters.values())
-        tensors = weights if alone else (key, value, *weights)
+        tensors = self._weights() if alone else (key, value, *self._weights())
         mixed = torch.is_autocast_enabled(device.type)
         for x in tensors:
             if x is not None and (x.device != device or (x.dtype != dtype and not mixed)):
@@ -101,7 +137,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         q, k, v = query.shape, key.shape, value.shape
         if q[-1] != self.embed_dim or k[-1] != self.kdim or v[-1] != self.vdim or k[:-1] != v[:-1]:
             return False
-        padding, target = k[:-1], q[0]
+        padding, target = tuple(k[:-1]), q[0]
         if dims == 3:
             batch, target, source = (*q[:2], k[1]) if self.batch_first else (q[1], q[0], k[0])
             padding = (batch, source)

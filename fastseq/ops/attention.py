@@ -5,10 +5,11 @@ CPU, in Triton on CUDA, and in plain PyTorch (``fastseq.reference.attention``, w
 maths) elsewhere. Shapes: q (B, Hq, Sq, D), k (B, Hk, Sk, D), v (B, Hk, Sk, Dv).
 """
 
-import math
+import functools
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _extension, kernels
@@ -41,6 +42,7 @@ _library.define(
     "float softcap) -> (Tensor out, Tensor lse)"
 )
 _NUM_OPTIONS = 8
+_SHORT = 2**19  # multiplications of q·kᵀ that take no longer than the way to our kernel
 _WEIGHTS_AT_ONCE = 2**18  # so that they stay in a core's cache
 
 
@@ -207,6 +209,19 @@ for _name in ("attention_forward", "attention_backward", "attention_decode"):
     )
 
 
+def is_short(work: int, *inputs: Tensor | None) -> bool:
+    """Whether attention of so many multiplications q·kᵀ is best left to torch's own functions.
+
+    They are reached sooner: from C++, where our way leads through Python.
+    """
+    return (
+        not is_traced()
+        and work <= _SHORT
+        and inputs[0].is_cpu
+        and not (torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs))
+    )
+
+
 def attention(
     q: Tensor,
     k: Tensor,
@@ -281,8 +296,8 @@ def attention_and_weights(
 ) -> tuple[Tensor, Tensor]:
     """Attention and the weights it used, after dropout; differentiable.
 
-    Weights of every head, or with dropout, have to be written anyway and are then multiplied with
-    v. Averaged ones come from the log-sum-exp of the fused attention, a few heads at a time.
+    Weights that are returned are written anyway, so they are then multiplied with v. If only their
+    mean over heads is wanted, a few heads at a time pass through the processor's cache.
 
     Args:
         q: (B, H, Sq, D); k: (B, H, Sk, D); v: (B, H, Sk, Dv); mask as in ``attention``.
@@ -291,46 +306,37 @@ def attention_and_weights(
         out (B, H, Sq, Dv), and the weights (B, H, Sq, Sk), or with ``average`` their mean over
         heads (B, Sq, Sk).
     """
-    if average and dropout_p == 0:
-        out, lse = attention(q, k, v, mask)
-        return out, _mean_weights(q, k, lse, mask)
-    dtype = q.dtype
-    if widens(q):
-        q, k, v = q.float(), k.float(), v.float()
-    scores = (q * q.shape[-1] ** -0.5) @ k.mT
-    if mask is None:
-        weights = scores.softmax(-1)
-    else:
-        scores = (
-            scores + mask if mask.is_floating_point() else scores.masked_fill(~mask, -torch.inf)
-        )
-        weights = torch._safe_softmax(scores, -1)  # a query that sees no key: zeros
-    weights = torch.dropout(weights, dropout_p, dropout_p > 0)
-    out = (weights @ v).to(dtype)
-    return out, (weights.mean(1) if average else weights).to(dtype)
-
-
-def _mean_weights(q: Tensor, k: Tensor, lse: Tensor, mask: Tensor | None) -> Tensor:
-    """mean over heads of exp(score - lse)."""
     batch, heads, sq, sk = *q.shape[:3], k.shape[2]
-    if mask is not None:
-        lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # a query that sees no key: zeros
-    norm = (lse + math.log(heads)).unsqueeze(-1)
-    step = max(1, _WEIGHTS_AT_ONCE // max(batch * sq * sk, 1))
-    total = None
-    with torch.autocast(q.device.type, enabled=False):
-        for first in range(0, heads, step):
-            at = slice(first, min(first + step, heads))
-            a, b, c = (x[:, at].to(lse.dtype).flatten(0, 1) for x in (q, k, norm))
-            part = torch.baddbmm(c, a, b.mT, beta=-1, alpha=q.shape[-1] ** -0.5)
-            part = part.unflatten(0, (batch, -1))
-            if mask is not None:
-                bias = mask if mask.shape[1] == 1 else mask[:, at]
-                floating = bias.is_floating_point()
-                part = part + bias if floating else part.masked_fill(~bias, -torch.inf)
-            part = part.exp_().sum(1)
-            total = part if total is None else total + part
-    return q.new_zeros(batch, sq, sk) if total is None else total.to(q.dtype)
+    if mask is not None and not mask.is_floating_point():
+        mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
+    step = heads
+    if average and not is_traced():
+        step = min(heads, max(1, _WEIGHTS_AT_ONCE // max(1, batch * sq * sk)))
+
+    def of_heads(at: slice) -> tuple[Tensor, Tensor]:
+        of_q, of_k, of_v = (x[:, at].flatten(0, 1) for x in (q, k, v))
+        if widens(q):
+            of_q, of_k, of_v = of_q.float(), of_k.float(), of_v.float()
+        bias, beta = of_q.new_empty(1, 1, 1), 0
+        if mask is not None:
+            own, beta = mask if mask.shape[1] == 1 else mask[:, at], 1
+            bias = own.expand(batch, -1 if own.shape[1] > 1 else of_q.shape[0] // batch, sq, sk)
+            bias = bias.flatten(0, 1).to(of_q.dtype)
+        scores = torch.baddbmm(bias, of_q, of_k.mT, beta=beta, alpha=q.shape[-1] ** -0.5)
+        # A query that sees no key has weights of zero.
+        weights = scores.softmax(-1) if mask is None else torch._safe_softmax(scores, -1)
+        weights = F.dropout(weights, dropout_p) if dropout_p > 0 else weights
+        each = [x.unflatten(0, (batch, -1)).to(q.dtype) for x in (weights @ of_v, weights)]
+        return each[0], each[1].sum(1) if average else each[1]
+
+    parts = [of_heads(slice(first, first + step)) for first in range(0, heads, step)]
+    out, weights = parts[0]
+    if len(parts) > 1:
+        out, weights = (
+            torch.cat([x for x, _ in parts], 1),
+            functools.reduce(torch.add, [x for _, x in parts]),
+        )
+    return out, weights / heads if average else weights
 
 
 def attention_decode(
