@@ -25,7 +25,7 @@ _CONTEXT = (
 )
 _OPTIONS = (
     "float scale, int window_left, int window_right, bool bottom_right, float softcap, "
-    "float dropout_p, int max_seqlen_q, int max_seqlen_k"
+    "float dropout_p, SymInt max_seqlen_q, SymInt max_seqlen_k"
 )
 _library.define(
     f"attention_forward(Tensor q, Tensor k, Tensor v, {_CONTEXT}, {_OPTIONS}) "
