@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .ops.attention import attention, attention_decode, is_short
+from .ops.attention import SHORT, attention, attention_decode
+from .ops.traced import eager_inference
 
+_torch_attention = F.scaled_dot_product_attention  # patch_torch may put ours there
 _SERVED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -46,10 +48,9 @@ def scaled_dot_product_attention(
     """
     extras = window_size != (-1, -1) or softcap or alibi_slopes is not None or return_lse
     plain = not extras and attn_mask is None and dropout_p == 0 and key.dim() > 1
-    if (plain and is_short(query.numel() * key.shape[-2], query, key, value)) or not _fits(
-        query, key, value, attn_mask, dropout_p, enable_gqa
-    ):
-        result = F.scaled_dot_product_attention(
+    short = plain and query.numel() * key.shape[-2] <= SHORT and eager_inference(query, key, value)
+    if short or not _fits(query, key, value, attn_mask, dropout_p, enable_gqa):
+        result = _torch_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
         if extras:

@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops.attention import attention, attention_and_weights, is_short
+from ..ops.attention import SHORT, attention, attention_and_weights
 from ..ops.gemm import linear
+from ..ops.traced import eager_inference
 from . import _extras
 
 
@@ -102,10 +103,10 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
 
     def _is_short(self, query: Tensor, key: Tensor) -> bool:
         """Whether torch's own module does the same, without masks, in less time."""
-        if not query.dim() == key.dim() == 3:
+        if not eager_inference(query, key, parameters=self._weights()):
             return False
-        source = key.shape[1 if self.batch_first else 0]
-        return is_short(query.numel() * source, query, key, *self._weights())
+        source = key.shape[1 if self.batch_first else 0] if key.dim() == 3 else 0
+        return query.dim() == 3 and query.numel() * source <= SHORT
 
     def _serves(
         self,

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.modules.transformer import _detect_is_causal_mask
 
-from ..ops.attention import is_short
+from ..ops.traced import eager_inference
 from .attention import MultiheadAttention
+
+_FEW_TOKENS = 256
 
 
 def _adopt(module: torch.nn.Module) -> None:
@@ -48,8 +50,11 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
     """``torch.nn.TransformerEncoderLayer`` on fused attention, with and without gradients.
 
     Constructor, parameters, ``state_dict``, initial values, results and errors are torch's. Only
-    nested tensors, and calls so short that reaching C++ counts, take torch's own inference path.
+    nested tensors, and inference on the CPU without masks over less than 256 (or d_model) tokens,
+    take torch's own inference path.
     """
+
+    self_attn: MultiheadAttention
 
     @functools.wraps(torch.nn.TransformerEncoderLayer.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -65,7 +70,7 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
     ) -> Tensor:
         """torch's forward: src is (S, B, E), (B, S, E) if ``batch_first``, or (S, E)."""
         masked = src_mask is not None or src_key_padding_mask is not None
-        if src.is_nested or (not masked and self._is_short(src)):
+        if src.is_nested or (not masked and self._torch_is_quicker(src)):
             return super().forward(src, src_mask, src_key_padding_mask, is_causal)
         return self._around(
             lambda x: self._sa_block(x, src_mask, src_key_padding_mask, is_causal), src
@@ -100,11 +105,18 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         x = self.norm1(x + attend(x))
         return self.norm2(x + self._ff_block(x))
 
-    def _is_short(self, src: Tensor) -> bool:
-        """Whether torch's inference path, one call into C++, does the same in less time."""
-        if self.training or src.dim() != 3 or not self.self_attn.batch_first:
-            return False
-        return is_short(src.numel() * src.shape[1], src, *self.parameters())
+    def _torch_is_quicker(self, src: Tensor) -> bool:
+        """Whether torch's inference path, one call into C++, does the same in less time.
+
+        Over few tokens the products around the attention are nearly all of the work.
+        """
+        return (
+            eager_inference(src, parameters=self.parameters())
+            and not self.training
+            and src.dim() == 3
+            and self.self_attn.batch_first
+            and src.shape[1] < max(_FEW_TOKENS, src.shape[2])
+        )
 
 
 class TransformerDecoderLayer(torch.nn.TransformerDecoderLayer):

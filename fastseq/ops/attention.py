@@ -42,7 +42,9 @@ _library.define(
     "float softcap) -> (Tensor out, Tensor lse)"
 )
 _NUM_OPTIONS = 8
-_SHORT = 2**19  # multiplications of q·kᵀ that take no longer than the way to our kernel
+# So many multiplications of q·kᵀ take no longer than the way to our kernel, which leads through
+# Python: shorter calls are best left to torch's own functions.
+SHORT = 2**19
 _WEIGHTS_AT_ONCE = 2**18  # so that they stay in a core's cache
 
 
@@ -206,19 +208,6 @@ torch.library.register_autograd(
 for _name in ("attention_forward", "attention_backward", "attention_decode"):
     torch.library.register_vmap(
         f"fastseq::{_name}", loop_over(getattr(torch.ops.fastseq, _name)), lib=_library
-    )
-
-
-def is_short(work: int, *inputs: Tensor | None) -> bool:
-    """Whether attention of so many multiplications q·kᵀ is best left to torch's own functions.
-
-    They are reached sooner: from C++, where our way leads through Python.
-    """
-    return (
-        not is_traced()
-        and work <= _SHORT
-        and inputs[0].is_cpu
-        and not (torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs))
     )
 
 
