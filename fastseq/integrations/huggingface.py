@@ -15,7 +15,7 @@ def register(name: str = "fastseq") -> None:
     """Makes ``name`` an attention implementation of transformers.
 
     Raises:
-        ImportError: if transformers is not installed, or older than 4.53.
+        ImportError: if transformers 5 or newer is not installed.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
