@@ -14,128 +14,26 @@ from torch import Tensor
 from torch.nn import Module
 
 import fastseq
-
-KINDS = (
-    "TransformerEncoderLayer",
-    "TransformerDecoderLayer",
-    "TransformerEncoder",
-    "TransformerDecoder",
-    "Transformer",
+from tests.nn.transformer_cases import (
+    BATCH,
+    HEADS,
+    KINDS,
+    OPTIONS,
+    PADDING,
+    SOURCE,
+    WIDTH,
+    arguments,
+    build,
+    masks,
+    pair,
+    results,
 )
-OPTIONS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "batch-first": {"batch_first": True},
-    "norm-first": {"norm_first": True, "batch_first": True},
-    "no-bias": {"bias": False, "batch_first": True},
-    "gelu": {"activation": "gelu", "batch_first": True},
-    "callable": {"activation": torch.tanh},
-    "eps": {"layer_norm_eps": 0.1, "batch_first": True},
-}
-WIDTH, HEADS, TARGET, SOURCE, BATCH = 12, 2, 5, 7, 3
-LENGTHS = torch.tensor([7, 4, 1])
-PADDING = torch.arange(SOURCE) >= LENGTHS[:, None]
-CAUSAL = torch.nn.Transformer.generate_square_subsequent_mask(SOURCE, dtype=torch.float64)
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:enable_nested_tensor is True",
     "ignore:The PyTorch API of nested tensors",
     "ignore:Support for mismatched",
 )
-
-
-def build(library: Any, kind: str, **options: Any) -> Module:
-    """A module in float64 with the same initial values in either library."""
-    torch.manual_seed(4)
-    options = {"dropout": 0.0, "dtype": torch.float64, "dim_feedforward": 20, **options}
-    if kind == "Transformer":
-        return library.Transformer(
-            WIDTH, HEADS, num_encoder_layers=2, num_decoder_layers=2, **options
-        )
-    extra = {k: options.pop(k) for k in ("skip_padding", "mask_check") if k in options}
-    layer = getattr(library, kind.removesuffix("Layer") + "Layer")(WIDTH, HEADS, **options)
-    if kind.endswith("Layer"):
-        return layer
-    norm = torch.nn.LayerNorm(WIDTH, dtype=torch.float64)
-    with torch.no_grad():
-        norm.bias.uniform_()
-    return getattr(library, kind)(layer, 2, norm, **extra)
-
-
-def pair(kind: str, **options: Any) -> tuple[Module, Module]:
-    """torch's and ours; random biases and scales too."""
-    theirs, ours = build(torch.nn, kind, **options), build(fastseq, kind, **options)
-    with torch.no_grad():
-        for a, b in zip(theirs.parameters(), ours.parameters(), strict=True):
-            assert torch.equal(a, b)
-            if a.dim() == 1:
-                b.copy_(a.add_(torch.randn_like(a) / 4))
-    return theirs, ours
-
-
-def arguments(kind: str, batch_first: bool, batched: bool = True) -> list[Tensor]:
-    def one(tokens: int) -> Tensor:
-        shape = (BATCH, tokens) if batch_first else (tokens, BATCH)
-        return torch.randn(*(shape if batched else (tokens,)), WIDTH, dtype=torch.float64)
-
-    if kind == "Transformer":
-        return [one(SOURCE), one(TARGET)]
-    return [one(TARGET), one(SOURCE)] if "Decoder" in kind else [one(SOURCE)]
-
-
-def masks(kind: str, batched: bool = True) -> dict[str, dict[str, Any]]:
-    """Sets of masks by name, for the keyword arguments of each kind."""
-    padding = PADDING if batched else PADDING[1]
-    target = torch.arange(TARGET) >= torch.tensor([5, 3, 1])[:, None]
-    target = target if batched else target[1]
-    square = torch.rand(SOURCE, SOURCE) > 0.6
-    square[:, 0] = False
-    if "Encoder" in kind:
-        name = "src_mask" if kind.endswith("Layer") else "mask"
-        per_head = torch.randn(
-            (BATCH if batched else 1) * HEADS, SOURCE, SOURCE, dtype=torch.float64
-        )
-        return {
-            "none": {},
-            "bool": {name: square},
-            "per-head": {name: per_head},
-            "causal": {name: CAUSAL, "is_causal": True},
-            "padding": {"src_key_padding_mask": padding},
-            "float-padding": {"src_key_padding_mask": padding.double() * -2.5},
-            "both": {name: square, "src_key_padding_mask": padding},
-            "causal-padding": {name: CAUSAL, "src_key_padding_mask": padding, "is_causal": True},
-        }
-    bias = torch.randn(TARGET, SOURCE, dtype=torch.float64)
-    causal = CAUSAL[:TARGET, :TARGET]
-    cross = {"memory_mask": bias, "memory_key_padding_mask": padding.double() * -2.5}
-    hint = {"tgt_mask": causal, "tgt_is_causal": True}
-    found = {
-        "none": {},
-        "causal": hint,
-        "detected": {"tgt_mask": causal, "memory_key_padding_mask": padding},
-        "target-padding": {"tgt_key_padding_mask": target, **hint},
-        "memory": cross,
-    }
-    if kind == "Transformer":
-        found["source"] = {"src_mask": CAUSAL, "src_key_padding_mask": padding.double() * -2.5}
-        found["all"] = {**cross, **hint, "src_key_padding_mask": padding}
-    return found
-
-
-def results(module: Module, data: list[Tensor], call: dict[str, Any]) -> list[Tensor]:
-    """Output, then gradients of inputs, of floating masks that want them, and of parameters."""
-    leaves = [x.detach().requires_grad_() for x in data]
-    given = {
-        k: v.detach().requires_grad_() if isinstance(v, Tensor) and v.requires_grad else v
-        for k, v in call.items()
-    }
-    out = module(*leaves, **given)
-    upstream = torch.cos(torch.arange(out.numel(), dtype=out.dtype)).view(out.shape)
-    wanted = [
-        *leaves,
-        *(x for x in given.values() if isinstance(x, Tensor) and x.requires_grad),
-        *module.parameters(),
-    ]
-    return [out, *torch.autograd.grad(out, wanted, upstream, allow_unused=True)]
 
 
 # torch's inference path takes whatever is not zero in a floating mask for "left out".
@@ -249,122 +147,6 @@ def test_torchs_warning() -> None:
         build(fastseq, "TransformerEncoder", batch_first=True)
 
 
-# The packed path.
-
-
-class Counter:
-    """How many tokens the feed-forward networks of a stack saw."""
-
-    def __init__(self, stack: Module, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.rows = 0
-        original = torch.nn.TransformerEncoderLayer._ff_block
-
-        def counted(layer: Module, x: Tensor) -> Tensor:
-            self.rows += x.shape[:-1].numel()
-            return original(layer, x)
-
-        monkeypatch.setattr(torch.nn.TransformerEncoderLayer, "_ff_block", counted)
-
-
-def test_inference_packs_where_torch_nests(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Zeros at padding tell torch's nested path; ours is then packed, and only then."""
-    cases: list[tuple[dict[str, Any], dict[str, Any], Any, bool]] = [
-        ({}, {}, PADDING, True),
-        ({}, {}, PADDING.flip(1), False),  # not left-aligned
-        ({"mask_check": False}, {}, PADDING, True),
-        ({"norm_first": True}, {}, PADDING, False),
-        ({"activation": torch.tanh}, {}, PADDING, False),
-        ({"batch_first": False}, {}, PADDING, False),
-        ({}, {"mask": CAUSAL}, PADDING, False),
-        ({}, {}, torch.zeros_like(PADDING), True),
-    ]
-    for options, call, padding, packs in cases:
-        options = {"batch_first": True, **options}
-        theirs, ours = (m.eval() for m in pair("TransformerEncoder", **options))
-        x = arguments("TransformerEncoder", options["batch_first"])[0]
-        counter = Counter(ours, monkeypatch)
-        with torch.no_grad():
-            expected = theirs(x, src_key_padding_mask=padding, **call)
-            counter.rows = 0
-            out = ours(x, src_key_padding_mask=padding, **call)
-        monkeypatch.undo()
-        torch.testing.assert_close(out, expected)
-        assert counter.rows == 2 * (int((~padding).sum()) if packs else padding.numel())
-        # With gradients torch computes the padding; so do we.
-        torch.testing.assert_close(
-            ours(x, src_key_padding_mask=padding, **call),
-            theirs(x, src_key_padding_mask=padding, **call),
-        )
-
-
-@pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize("kind", ["right", "left", "holes", "empty-sequence"])
-def test_skip_padding_in_training(option: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tokens come out as without it, padding as zeros, gradients as if padding were not there."""
-    padding = {
-        "right": PADDING,
-        "left": PADDING.flip(1),
-        "holes": torch.rand(BATCH, SOURCE) > 0.6,
-        "empty-sequence": PADDING | (torch.arange(BATCH) == 1)[:, None],
-    }[kind]
-    options = OPTIONS[option]
-    batch_first = options.get("batch_first", False)
-    plain = build(fastseq, "TransformerEncoder", **options)
-    packed = build(fastseq, "TransformerEncoder", skip_padding=True, **options)
-    empty = (padding if batch_first else padding.t())[..., None]
-
-    class Zeroed(Module):
-        def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-            return plain(*args, **kwargs).masked_fill(empty, 0)
-
-        def parameters(self) -> Any:
-            return plain.parameters()
-
-    data = arguments("TransformerEncoder", batch_first)
-    for name in ("padding", "causal-padding"):
-        call = {**masks("TransformerEncoder")[name], "src_key_padding_mask": padding}
-        expected = results(Zeroed(), data, call)
-        counter = Counter(packed, monkeypatch)
-        got = results(packed, data, call)
-        assert counter.rows == 2 * int((~padding).sum())
-        monkeypatch.undo()
-        torch.testing.assert_close(got, expected)
-    call = {"mask": CAUSAL, "src_key_padding_mask": padding}  # detected
-    torch.testing.assert_close(packed(*data, **call), Zeroed()(*data, **call))
-
-
-def test_skip_padding_when_it_cannot_pack() -> None:
-    plain = build(fastseq, "TransformerEncoder", batch_first=True)
-    packed = build(fastseq, "TransformerEncoder", batch_first=True, skip_padding=True)
-    x = arguments("TransformerEncoder", True)[0]
-    mask = masks("TransformerEncoder")["bool"]["mask"]
-    expected = plain(x, mask, PADDING).masked_fill(PADDING[..., None], 0)
-    torch.testing.assert_close(packed(x, mask, PADDING), expected)
-    torch.testing.assert_close(
-        packed(x[1], src_key_padding_mask=PADDING[1]),
-        plain(x[1], src_key_padding_mask=PADDING[1]).masked_fill(PADDING[1][:, None], 0),
-    )
-    seen: list[torch.Size] = []
-    packed.layers[0].register_forward_hook(lambda _, args, out: seen.append(out.shape))
-    torch.testing.assert_close(
-        packed(x, src_key_padding_mask=PADDING),
-        plain(x, src_key_padding_mask=PADDING).masked_fill(PADDING[..., None], 0),
-    )
-    assert seen == [x.shape]
-    with pytest.raises(
-        TypeError, match=r"skip_padding needs src_key_padding_mask to be torch\.bool"
-    ):
-        packed(x, src_key_padding_mask=PADDING.double())
-
-
-def test_padding_of_other_tokens_does_not_matter() -> None:
-    packed = build(fastseq, "TransformerEncoder", batch_first=True, skip_padding=True)
-    x = arguments("TransformerEncoder", True)[0]
-    poisoned = x.masked_fill(PADDING[..., None], torch.nan)
-    call = {"src_key_padding_mask": PADDING}
-    torch.testing.assert_close(results(packed, [poisoned], call), results(packed, [x], call))
-
-
 def test_dropout() -> None:
     """Outputs differ from call to call in training, have the mean of inference, and not in eval."""
     ours = build(fastseq, "TransformerEncoderLayer", dropout=0.2, batch_first=True)
@@ -435,15 +217,6 @@ def lambda_module(call: Any, module: Module) -> Any:
             return call(*args, **kwargs)
 
     return Compiled()
-
-
-def test_compile_with_skip_padding() -> None:
-    packed = build(fastseq, "TransformerEncoder", batch_first=True, skip_padding=True)
-    x = arguments("TransformerEncoder", True)[0]
-    compiled = torch.compile(packed, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(
-        compiled(x, src_key_padding_mask=PADDING), packed(x, src_key_padding_mask=PADDING)
-    )
 
 
 @pytest.mark.parametrize("kind", ["TransformerEncoder", "TransformerDecoder"])
