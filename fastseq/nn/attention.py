@@ -13,10 +13,11 @@ from . import _extras
 class MultiheadAttention(torch.nn.MultiheadAttention):
     """``torch.nn.MultiheadAttention`` on fused attention.
 
-    Constructor, parameters, ``state_dict``, initial values, results and errors are torch's. The
-    weights that ``need_weights`` asks for are computed from the log-sum-exp, so that asking does
-    not leave the fused kernel; masks may require gradients. A query whose keys are all masked gets
-    zeros, where torch gives NaN or zeros according to the path it takes.
+    Constructor, parameters, ``state_dict``, initial values, results and errors are torch's. With
+    ``need_weights`` the weights of a few heads at a time are made; without, none are. Masks may
+    require gradients. A query whose keys are all masked gets zeros, where torch gives NaN or zeros
+    according to the path it takes. Very short calls without masks or gradients, on the CPU, are
+    torch's own.
     """
 
     def forward(

@@ -303,28 +303,26 @@ def attention_and_weights(
         step = min(heads, max(1, _WEIGHTS_AT_ONCE // max(1, batch * sq * sk)))
 
     def of_heads(at: slice) -> tuple[Tensor, Tensor]:
+        count = len(range(*at.indices(heads)))
         of_q, of_k, of_v = (x[:, at].flatten(0, 1) for x in (q, k, v))
         if widens(q):
             of_q, of_k, of_v = of_q.float(), of_k.float(), of_v.float()
         bias, beta = of_q.new_empty(1, 1, 1), 0
         if mask is not None:
             own, beta = mask if mask.shape[1] == 1 else mask[:, at], 1
-            bias = own.expand(batch, -1 if own.shape[1] > 1 else of_q.shape[0] // batch, sq, sk)
-            bias = bias.flatten(0, 1).to(of_q.dtype)
+            bias = own.expand(batch, count, sq, sk).flatten(0, 1).to(of_q.dtype)
         scores = torch.baddbmm(bias, of_q, of_k.mT, beta=beta, alpha=q.shape[-1] ** -0.5)
         # A query that sees no key has weights of zero.
         weights = scores.softmax(-1) if mask is None else torch._safe_softmax(scores, -1)
         weights = F.dropout(weights, dropout_p) if dropout_p > 0 else weights
-        each = [x.unflatten(0, (batch, -1)).to(q.dtype) for x in (weights @ of_v, weights)]
+        each = [x.unflatten(0, (batch, count)).to(q.dtype) for x in (weights @ of_v, weights)]
         return each[0], each[1].sum(1) if average else each[1]
 
     parts = [of_heads(slice(first, first + step)) for first in range(0, heads, step)]
     out, weights = parts[0]
     if len(parts) > 1:
-        out, weights = (
-            torch.cat([x for x, _ in parts], 1),
-            functools.reduce(torch.add, [x for _, x in parts]),
-        )
+        out = torch.cat([x for x, _ in parts], 1)
+        weights = functools.reduce(torch.add, [x for _, x in parts])
     return out, weights / heads if average else weights
 
 
