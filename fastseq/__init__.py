@@ -25,7 +25,13 @@ from .nn import (
     GeneralAttention,
     GRUCell,
     LSTMCell,
+    MultiheadAttention,
     RNNCell,
+    Transformer,
+    TransformerDecoder,
+    TransformerDecoderLayer,
+    TransformerEncoder,
+    TransformerEncoderLayer,
 )
 from .patch import PatchReport, patch, patch_torch, unpatch
 
@@ -41,8 +47,14 @@ __all__ = [
     "GRUCell",
     "GeneralAttention",
     "LSTMCell",
+    "MultiheadAttention",
     "PatchReport",
     "RNNCell",
+    "Transformer",
+    "TransformerDecoder",
+    "TransformerDecoderLayer",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
     "additive_attention",
     "flash_attn_func",
     "flash_attn_varlen_func",

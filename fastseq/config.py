@@ -12,6 +12,9 @@ from . import _extension, kernels
 OPERATORS = (
     "rnn_scan",
     "rnn_scan_backward",
+    "attention_forward",
+    "attention_backward",
+    "attention_decode",
     "additive_attention_forward",
     "additive_attention_backward",
 )

@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .ops.attention import attention, attention_decode
+from .ops.attention import SHORT, attention, attention_decode
+from .ops.traced import eager_inference
 
+_torch_attention = F.scaled_dot_product_attention  # patch_torch may put ours there
 _SERVED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -45,8 +47,10 @@ def scaled_dot_product_attention(
         What torch raises, in its words, before any kernel runs.
     """
     extras = window_size != (-1, -1) or softcap or alibi_slopes is not None or return_lse
-    if not _fits(query, key, value, attn_mask, dropout_p, enable_gqa):
-        result = F.scaled_dot_product_attention(
+    plain = not extras and attn_mask is None and dropout_p == 0 and key.dim() > 1
+    short = plain and query.numel() * key.shape[-2] <= SHORT and eager_inference(query, key, value)
+    if short or not _fits(query, key, value, attn_mask, dropout_p, enable_gqa):
+        result = _torch_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
         if extras:
@@ -55,8 +59,10 @@ def scaled_dot_product_attention(
                 f"dtype out of {_SERVED}"
             )
         return result
-    leading = torch.broadcast_shapes(query.shape[:-3], key.shape[:-3], value.shape[:-3])
-    q, k, v = (_four_dimensional(x, leading) for x in (query, key, value))
+    leading, q, k, v = query.shape[:-3], query, key, value
+    if query.dim() != 4 or not leading == key.shape[:-3] == value.shape[:-3]:
+        leading = torch.broadcast_shapes(leading, key.shape[:-3], value.shape[:-3])
+        q, k, v = (_four_dimensional(x, leading) for x in (query, key, value))
     if q.shape[1] > k.shape[1] == 1 and not enable_gqa:
         k, v = (x.expand(-1, q.shape[1], -1, -1) for x in (k, v))
     mask = attn_mask
@@ -71,9 +77,10 @@ def scaled_dot_product_attention(
         scale=scale, window=(left, 0 if is_causal else right), softcap=softcap,
         dropout_p=dropout_p, alibi_slopes=alibi_slopes,
     )  # fmt: skip
-    shape = (*leading, *query.shape[-3:-1]) if query.dim() > 2 else query.shape[:-1]
-    out = out.reshape(*shape, out.shape[-1])
-    return (out, lse.reshape(shape)) if return_lse else out
+    if query.dim() != 4:
+        shape = (*leading, *query.shape[-3:-1]) if query.dim() > 2 else query.shape[:-1]
+        out, lse = out.reshape(*shape, out.shape[-1]), lse.reshape(shape)
+    return (out, lse) if return_lse else out
 
 
 def _fits(
@@ -85,34 +92,28 @@ def _fits(
     enable_gqa: bool,
 ) -> bool:
     """Whether torch would take the call and our operator serves it."""
-    tensors = (query, key, value)
     dims = query.dim()
     if (
-        query.dtype not in _SERVED
-        or dims < 2
+        not query.dtype == key.dtype == value.dtype
+        or not query.device == key.device == value.device
+        or not query.layout == key.layout == value.layout == torch.strided
+        or not dims == key.dim() == value.dim() >= 2
+        or query.dtype not in _SERVED
         or not 0 <= dropout_p <= 1
-        or any(
-            x.dtype != query.dtype
-            or x.device != query.device
-            or x.dim() != dims
-            or x.layout != torch.strided
-            for x in tensors
-        )
-        or query.shape[-1] != key.shape[-1]
-        or key.shape[-2] != value.shape[-2]
     ):
         return False
+    q, k, v = query.shape, key.shape, value.shape
+    if q[-1] != k[-1] or k[-2] != v[-2]:
+        return False
     if dims > 2:
-        heads, kv_heads = query.shape[-3], key.shape[-3]
-        grouped = enable_gqa and kv_heads > 0 and heads % kv_heads == 0
-        if value.shape[-3] != kv_heads or not (heads == kv_heads or kv_heads == 1 or grouped):
+        grouped = enable_gqa and k[-3] > 0 and q[-3] % k[-3] == 0
+        if v[-3] != k[-3] or not (q[-3] == k[-3] or k[-3] == 1 or grouped):
             return False
-        if any(len({*sizes} - {1}) > 1 for sizes in zip(*(x.shape[:-3] for x in tensors))):
+        if any(len({*sizes} - {1}) > 1 for sizes in zip(q[:-3], k[:-3], v[:-3])):
             return False
     if mask is None:
         return True
-    full = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2]) if not enable_gqa else None
-    full = (*(full or query.shape[:-2]), query.shape[-2], key.shape[-2])
+    full = (*(q[:-2] if enable_gqa else torch.broadcast_shapes(q[:-2], k[:-2])), q[-2], k[-2])
     return (
         mask.dtype in (torch.bool, torch.float32, query.dtype)
         and mask.device == query.device

@@ -5,10 +5,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
+from torch.nn.modules import activation as torch_activation
 from torch.nn.modules import rnn as torch_rnn
+from torch.nn.modules import transformer as torch_transformer
 from torch.nn.utils import parametrize
 
 from . import nn
+from .functional import scaled_dot_product_attention
+from .nn.transformer import COUNTERPARTS as _ATTENTION
 
 # torch's class to ours. Ours adds only methods and class attributes with defaults, so an instance
 # changes over by its __class__: parameters, hooks and identity stay.
@@ -19,9 +24,10 @@ COUNTERPARTS: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
     torch.nn.RNNCell: nn.RNNCell,
     torch.nn.LSTMCell: nn.LSTMCell,
     torch.nn.GRUCell: nn.GRUCell,
+    **_ATTENTION,
 }
 # Modules of torch under which the classes are known.
-_NAMESPACES = (torch.nn, torch.nn.modules, torch_rnn)
+_NAMESPACES = (torch.nn, torch.nn.modules, torch_rnn, torch_activation, torch_transformer)
 
 
 @dataclass
@@ -96,7 +102,7 @@ def _why_not(module: torch.nn.Module, classes: dict) -> str | None:
             return "its forward was replaced on the instance"
         options = [
             f"{option}={getattr(module, option)}"
-            for option in ("layer_norm", "zoneout", "recurrent_dropout")
+            for option in ("layer_norm", "zoneout", "recurrent_dropout", "skip_padding")
             if getattr(module, option, 0)
         ]
         return f"torch has no {', '.join(options)}" if options else None
@@ -120,17 +126,25 @@ def _become(module: torch.nn.Module, kind: type[torch.nn.Module]) -> None:
 
 
 @contextmanager
-def patch_torch() -> Iterator[None]:
+def patch_torch(functional: bool = False) -> Iterator[None]:
     """Within it ``torch.nn.LSTM`` and the like build fastseq's modules, in anybody's code.
 
     Names that were imported from torch.nn before (``from torch.nn import LSTM``) are not reached.
+
+    Args:
+        functional: let ``torch.nn.functional.scaled_dot_product_attention`` be fastseq's, too.
     """
     before = []
     try:
         for theirs, ours in COUNTERPARTS.items():
             for namespace in _NAMESPACES:
-                before.append((namespace, theirs.__name__, getattr(namespace, theirs.__name__)))
-                setattr(namespace, theirs.__name__, ours)
+                if hasattr(namespace, theirs.__name__):
+                    before.append((namespace, theirs.__name__, getattr(namespace, theirs.__name__)))
+                    setattr(namespace, theirs.__name__, ours)
+        if functional:
+            name = "scaled_dot_product_attention"
+            before.append((F, name, getattr(F, name)))
+            setattr(F, name, scaled_dot_product_attention)
         yield
     finally:
         for namespace, name, value in reversed(before):

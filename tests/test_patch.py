@@ -214,10 +214,98 @@ def test_patch_torch_nests_and_survives_exceptions() -> None:
     assert names_now() == before
 
 
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")
 def test_every_counterpart_adds_no_state() -> None:
     """A class swap is all there is to it only while instances hold the same attributes."""
     for theirs, ours in COUNTERPARTS.items():
         assert issubclass(ours, theirs)
-        swapped, built = theirs(3, 4), ours(3, 4)
+        arguments: tuple[Any, ...] = (3, 4)
+        if theirs is torch.nn.MultiheadAttention or theirs.__name__.startswith("Transformer"):
+            arguments = (4, 2)
+        if theirs.__name__ in ("TransformerEncoder", "TransformerDecoder"):
+            arguments = (getattr(torch.nn, theirs.__name__ + "Layer")(4, 2), 1)
+        swapped, built = theirs(*arguments), ours(*arguments)
         for attribute in vars(built).keys() - vars(swapped).keys():
             assert hasattr(ours, attribute)
+
+
+class Translator(Module):
+    """A model of somebody else's, with attention in it and a layer of its own kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        class Own(torch.nn.TransformerEncoderLayer):
+            pass
+
+        self.core = torch.nn.Transformer(8, 2, 1, 1, 12, dropout=0.0, batch_first=True)
+        self.own = Own(8, 2, 12, dropout=0.0, batch_first=True)
+        self.pool = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        out = self.core(self.own(source), target)
+        return self.pool(out[:, :1], out, out)[0]
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_attention_and_transformers(training: bool) -> None:
+    model = Translator().double().train(training)
+    data = [torch.randn(2, n, 8, dtype=torch.float64) for n in (5, 4)]
+    expected = model(*data)
+    parameters, printed = list(model.parameters()), repr(model)
+    kinds = [type(m) for m in model.modules()]
+    report = fastseq.patch(model)
+    at = "fastseq.nn.transformer.Transformer"
+    assert report.swapped == {
+        "core": at,
+        "core.encoder": f"{at}Encoder",
+        "core.encoder.layers.0": f"{at}EncoderLayer",
+        "core.encoder.layers.0.self_attn": "fastseq.nn.attention.MultiheadAttention",
+        "core.decoder": f"{at}Decoder",
+        "core.decoder.layers.0": f"{at}DecoderLayer",
+        "core.decoder.layers.0.self_attn": "fastseq.nn.attention.MultiheadAttention",
+        "core.decoder.layers.0.multihead_attn": "fastseq.nn.attention.MultiheadAttention",
+        "own.self_attn": "fastseq.nn.attention.MultiheadAttention",
+        "pool": "fastseq.nn.attention.MultiheadAttention",
+    }
+    assert report.left.keys() == {"own"} and "may differ" in report.left["own"]
+    assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
+    assert repr(model) == printed
+    torch.testing.assert_close(model(*data), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(model(*data), expected)
+    back = fastseq.unpatch(model)
+    assert back.swapped.keys() == report.swapped.keys()
+    assert [type(m) for m in model.modules()] == kinds
+    torch.testing.assert_close(model(*data), expected)
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")
+def test_padding_that_torch_would_compute_stays() -> None:
+    stack = fastseq.TransformerEncoder(fastseq.TransformerEncoderLayer(4, 2), 1, skip_padding=True)
+    assert fastseq.unpatch(stack).left == {"": "torch has no skip_padding=True"}
+    assert type(stack) is fastseq.TransformerEncoder
+
+
+def test_patch_torch_reaches_attention() -> None:
+    names = [theirs.__name__ for theirs in COUNTERPARTS]
+    before = {name: getattr(torch.nn, name) for name in names}
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    with fastseq.patch_torch(functional=True):
+        model = Translator()
+        assert type(model.core) is fastseq.Transformer
+        assert type(model.core.encoder) is fastseq.TransformerEncoder
+        assert type(model.own.self_attn) is type(model.pool) is fastseq.MultiheadAttention
+        attend = torch.nn.functional.scaled_dot_product_attention
+        assert attend is fastseq.scaled_dot_product_attention
+        q = torch.randn(1, 2, 40, 64, requires_grad=True)
+        out = attend(q, q, q)
+        assert "EagerAttention" in type(out.grad_fn).__name__
+        torch.testing.assert_close(out, sdpa(q, q, q))
+        with pytest.raises(RuntimeError):  # torch's, by way of ours
+            attend(q, q[..., :3], q)
+    assert {name: getattr(torch.nn, name) for name in names} == before
+    assert torch.nn.modules.transformer.MultiheadAttention is torch.nn.MultiheadAttention
+    assert torch.nn.functional.scaled_dot_product_attention is sdpa
+    with fastseq.patch_torch():
+        assert torch.nn.functional.scaled_dot_product_attention is sdpa

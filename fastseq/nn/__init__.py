@@ -4,6 +4,13 @@ from .additive import AdditiveAttention, ConcatAttention, DotAttention, GeneralA
 from .attention import MultiheadAttention
 from .cells import GRUCell, LSTMCell, RNNCell
 from .rnn import GRU, LSTM, RNN
+from .transformer import (
+    Transformer,
+    TransformerDecoder,
+    TransformerDecoderLayer,
+    TransformerEncoder,
+    TransformerEncoderLayer,
+)
 
 __all__ = [
     "GRU",
@@ -17,4 +24,9 @@ __all__ = [
     "LSTMCell",
     "MultiheadAttention",
     "RNNCell",
+    "Transformer",
+    "TransformerDecoder",
+    "TransformerDecoderLayer",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
 ]

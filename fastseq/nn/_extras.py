@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import Module, Parameter
 
 from ..ops.registration import autocasting as autocasting
@@ -36,6 +37,10 @@ def flag(name: str, value: bool) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
     return value
+
+
+def is_mask(x: Tensor) -> bool:
+    return x.dtype == torch.bool or x.is_floating_point()
 
 
 def norm_names(mode: str, suffix: str = "") -> list[str]:

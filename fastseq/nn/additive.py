@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter, init
 
 from ..functional_additive import additive_attention, check_inputs, taking_part
-from ..ops.attention import attention, attention_weights
+from ..ops.attention import attention, attention_and_weights
 from ..ops.gemm import linear
 
 
@@ -182,11 +182,13 @@ class DotAttention(Module):
             for x in (self._project(query, key), key, value)
         )
         mask = None if mask is None else mask[:, None]
-        context, lse = attention(q, k, v, mask, scale=1.0)
-        weights = attention_weights(q, k, lse, mask, scale=1.0)[:, 0] if need_weights else None
-        if batched:
-            return context[:, 0], weights
-        return context[0, 0], None if weights is None else weights[0]
+        weights = None
+        if need_weights:
+            context, weights = attention_and_weights(q, k, v, mask, scale=1.0)
+            weights = weights[:, 0] if batched else weights[0, 0]
+        else:
+            context, _ = attention(q, k, v, mask, scale=1.0)
+        return context[:, 0] if batched else context[0, 0], weights
 
 
 class GeneralAttention(DotAttention):

@@ -4,18 +4,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops.attention import attention, attention_weights
+from ..ops.attention import SHORT, attention, attention_and_weights
 from ..ops.gemm import linear
+from ..ops.traced import eager_inference
 from . import _extras
 
 
 class MultiheadAttention(torch.nn.MultiheadAttention):
     """``torch.nn.MultiheadAttention`` on fused attention.
 
-    Constructor, parameters, ``state_dict``, initial values, results and errors are torch's. The
-    weights that ``need_weights`` asks for are computed from the log-sum-exp, so that asking does
-    not leave the fused kernel; masks may require gradients. A query whose keys are all masked gets
-    zeros, where torch gives NaN or zeros according to the path it takes.
+    Constructor, parameters, ``state_dict``, initial values, results and errors are torch's. With
+    ``need_weights`` the weights of a few heads at a time are made; without, none are. Masks may
+    require gradients. A query whose keys are all masked gets zeros, where torch gives NaN or zeros
+    according to the path it takes. Very short calls without masks or gradients, on the CPU, are
+    torch's own.
     """
 
     def forward(
@@ -42,40 +44,70 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         Returns:
             The output, shaped as the query, and the weights, or None.
         """
-        if not self._serves(query, key, value, key_padding_mask, attn_mask, is_causal):
+        masked = attn_mask is not None or key_padding_mask is not None
+        if (not masked and self._is_short(query, key)) or not self._serves(
+            query, key, value, key_padding_mask, attn_mask, is_causal
+        ):
             return super().forward(
                 query, key, value, key_padding_mask, need_weights, attn_mask,
                 average_attn_weights, is_causal,
             )  # fmt: skip
         batched = query.dim() == 3
-        batch_dim = 0 if self.batch_first and batched else 1
-        heads = self._project(query, key, value)
-        if not batched:
-            heads = tuple(x.unsqueeze(1) for x in heads)
-            key_padding_mask = None if key_padding_mask is None else key_padding_mask[None]
-        # (…, E) to (B, heads, tokens, head_dim): views, for the operator takes any strides.
-        q, k, v = (
-            x.unflatten(-1, (self.num_heads, self.head_dim)).movedim(batch_dim, 0).transpose(1, 2)
-            for x in heads
-        )
+        if not batched and key_padding_mask is not None:
+            key_padding_mask = key_padding_mask[None]
+        q, k, v = map(self._split_heads, self._project(query, key, value))
         k, v, extra = self._extend(k, v)
         causal = is_causal and key_padding_mask is None and not need_weights
         mask = None if causal else self._merge(attn_mask, key_padding_mask, q, extra)
         dropout_p = self.dropout if self.training else 0.0
-        seed = torch.randint(2**62, (), dtype=torch.int64) if dropout_p > 0 else None
-        out, lse = attention(
-            q, k, v, mask, window=(-1, 0 if causal else -1), dropout_p=dropout_p, seed=seed
-        )
-        out = out.transpose(1, 2).flatten(2).movedim(0, batch_dim)
-        out = linear(out, self.out_proj.weight, self.out_proj.bias)
         weights = None
         if need_weights:
-            weights = attention_weights(
-                q, k, lse, mask, average=average_attn_weights, dropout_p=dropout_p, seed=seed
+            out, weights = attention_and_weights(
+                q, k, v, mask, average=average_attn_weights, dropout_p=dropout_p
             )
+        else:
+            window = (-1, 0 if causal else -1)
+            out, _ = attention(q, k, v, mask, window=window, dropout_p=dropout_p)
+        out = out.transpose(1, 2).flatten(2)
         if not batched:
-            return out.squeeze(1), None if weights is None else weights.squeeze(0)
-        return out, weights
+            out, weights = out.squeeze(0), None if weights is None else weights.squeeze(0)
+        elif not self.batch_first:
+            out = out.transpose(0, 1)
+        return linear(out, self.out_proj.weight, self.out_proj.bias), weights
+
+    def forward_packed(
+        self, x: Tensor, bounds: Tensor, longest: int, is_causal: bool = False
+    ) -> Tensor:
+        """Self-attention of sequences that lie one after the other, without weights.
+
+        Args:
+            x: (tokens, E).
+            bounds: (sequences + 1,) int32, where each starts, and the total.
+            longest: tokens of the longest.
+            is_causal: a token sees itself and those of its sequence before it.
+        """
+        q, k, v = map(self._split_heads, self._project(x, x, x))
+        out, _ = attention(
+            q, k, v, window=(-1, 0 if is_causal else -1),
+            dropout_p=self.dropout if self.training else 0.0,
+            cu_seqlens_q=bounds, cu_seqlens_k=bounds, max_seqlen_q=longest, max_seqlen_k=longest,
+        )  # fmt: skip
+        out = out.transpose(1, 2).flatten(2).squeeze(0)
+        return linear(out, self.out_proj.weight, self.out_proj.bias)
+
+    def packs(self) -> bool:
+        """Whether ``forward_packed`` has all that the module does."""
+        return self._qkv_same_embed_dim and self.bias_k is None and not self.add_zero_attn
+
+    def _weights(self) -> tuple[Tensor | None, ...]:
+        return (*self._parameters.values(), *self.out_proj._parameters.values())
+
+    def _is_short(self, query: Tensor, key: Tensor) -> bool:
+        """Whether torch's own module does the same, without masks, in less time."""
+        if not eager_inference(query, key, parameters=self._weights()):
+            return False
+        source = key.shape[1 if self.batch_first else 0] if key.dim() == 3 else 0
+        return query.dim() == 3 and query.numel() * source <= SHORT
 
     def _serves(
         self,
@@ -87,39 +119,39 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         is_causal: bool,
     ) -> bool:
         """Whether torch would take the call and the operator serves it; else torch answers."""
-        tensors = (query, key, value)
+        dims, dtype, device = query.dim(), query.dtype, query.device
+        alone = query is key is value
         if (
-            query.dim() not in (2, 3)
-            or any(x.is_nested or x.layout != torch.strided for x in tensors)
-            or any(x.dim() != query.dim() for x in tensors)
-            or query.dtype not in _extras.SERVED_DTYPES
+            dims not in (2, 3)
+            or dtype not in _extras.SERVED_DTYPES
             or (is_causal and attn_mask is None)
-        ):
-            return False
-        weights = [p for p in self.parameters() if p is not None]
-        mixed = torch.is_autocast_enabled(query.device.type)
-        if any(
-            x.device != query.device or (x.dtype != query.dtype and not mixed)
-            for x in (*tensors, *weights)
-        ):
-            return False
-        batched = query.dim() == 3
-        batch_dim = 0 if self.batch_first and batched else 1
-        length_dim = 1 - batch_dim if batched else 0
-        batch = query.shape[batch_dim] if batched else 1
-        target, source = query.shape[length_dim], key.shape[length_dim]
-        full = (batch * self.num_heads, target, source)
-        padding = (batch, source) if batched else (source,)
-        return (
-            [x.shape[-1] for x in tensors] == [self.embed_dim, self.kdim, self.vdim]
-            and key.shape[:-1] == value.shape[:-1]
-            and (not batched or key.shape[batch_dim] == batch)
-            and (attn_mask is None or attn_mask.shape in (full, full[1:]))
-            and (key_padding_mask is None or key_padding_mask.shape == padding)
-            and all(
-                m is None or m.dtype == torch.bool or m.is_floating_point()
-                for m in (attn_mask, key_padding_mask)
+            or any(
+                x.dim() != dims or x.layout != torch.strided or x.is_nested
+                for x in ((query,) if alone else (query, key, value))
             )
+        ):
+            return False
+        tensors = self._weights() if alone else (key, value, *self._weights())
+        mixed = torch.is_autocast_enabled(device.type)
+        for x in tensors:
+            if x is not None and (x.device != device or (x.dtype != dtype and not mixed)):
+                return False
+        q, k, v = query.shape, key.shape, value.shape
+        if q[-1] != self.embed_dim or k[-1] != self.kdim or v[-1] != self.vdim or k[:-1] != v[:-1]:
+            return False
+        padding, target = tuple(k[:-1]), q[0]
+        if dims == 3:
+            batch, target, source = (*q[:2], k[1]) if self.batch_first else (q[1], q[0], k[0])
+            padding = (batch, source)
+            if k[0 if self.batch_first else 1] != batch:
+                return False
+        full = (padding[0] * self.num_heads if dims == 3 else self.num_heads, target, padding[-1])
+        return (
+            attn_mask is None
+            or (attn_mask.shape in (full, full[1:]) and _extras.is_mask(attn_mask))
+        ) and (
+            key_padding_mask is None
+            or (key_padding_mask.shape == padding and _extras.is_mask(key_padding_mask))
         )
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
@@ -138,8 +170,17 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         products = [linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases)]
         return (products[0], *products[1].chunk(2, -1)) if key is value else tuple(products)
 
+    def _split_heads(self, x: Tensor) -> Tensor:
+        """(…, E) to (B, heads, tokens, head_dim): a view, for the operator takes any strides."""
+        x = x.view(*x.shape[:-1], self.num_heads, self.head_dim)
+        if x.dim() == 3:
+            return x.transpose(0, 1)[None]
+        return x.transpose(1, 2) if self.batch_first else x.permute(1, 2, 0, 3)
+
     def _extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
         """Keys and values with those that every query may see, and how many these are."""
+        if self.bias_k is None and not self.add_zero_attn:
+            return k, v, 0
         shape = (k.shape[0], self.num_heads, 1, self.head_dim)
         added: list[tuple[Tensor, Tensor]] = []
         if self.bias_k is not None and self.bias_v is not None:
@@ -149,9 +190,8 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             added.append((own[0].to(k.dtype), own[1].to(v.dtype)))
         if self.add_zero_attn:
             added.append((k.new_zeros(shape), v.new_zeros(shape)))
-        if added:
-            k = torch.cat([k, *(x for x, _ in added)], 2)
-            v = torch.cat([v, *(x for _, x in added)], 2)
+        k = torch.cat([k, *(x for x, _ in added)], 2)
+        v = torch.cat([v, *(x for _, x in added)], 2)
         return k, v, len(added)
 
     def _merge(

@@ -5,16 +5,19 @@ CPU, in Triton on CUDA, and in plain PyTorch (``fastseq.reference.attention``, w
 maths) elsewhere. Shapes: q (B, Hq, Sq, D), k (B, Hk, Sk, D), v (B, Hk, Sk, Dv).
 """
 
+import functools
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _extension
 from ..reference import attention as reference
 from ..reference.rnn import accumulate_dtype
-from .registration import autocast, register, second_gradients
-from .traced import plain_autograd_only
+from .gemm import widens
+from .registration import autocast, eager, register, second_gradients
+from .traced import is_traced, plain_autograd_only
 from .vmap import loop_over
 
 _library = torch.library.Library("fastseq", "FRAGMENT")
@@ -40,6 +43,10 @@ _library.define(
     "float softcap) -> (Tensor out, Tensor lse)"
 )
 _NUM_OPTIONS = 8
+# So many multiplications of q·kᵀ take no longer than the way to our kernel, which leads through
+# Python: shorter calls are best left to torch's own functions.
+SHORT = 2**19
+_WEIGHTS_AT_ONCE = 2**18  # so that they stay in a core's cache
 
 
 def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *context: Any) -> tuple[Tensor, Tensor]:
@@ -71,25 +78,37 @@ _forward = torch.ops.fastseq.attention_forward.default
 _backward = torch.ops.fastseq.attention_backward.default
 
 
+def _backward_below_autograd(*arguments: Any) -> tuple[Tensor, ...]:
+    with torch._C._AutoDispatchBelowAutograd():
+        return _backward(*arguments)
+
+
 def _save(ctx, arguments, results) -> None:
     ctx.set_materialize_grads(False)
-    ctx.options = arguments[-_NUM_OPTIONS:]
-    ctx.save_for_backward(*arguments[:-_NUM_OPTIONS], *results)
+    q, k, v, mask, *ctx.context = arguments
+    ctx.save_for_backward(q, k, v, mask, *results)
 
 
 def _gradients(ctx, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple:
-    q, k, v, mask, *context, out, lse = ctx.saved_tensors
+    """Gradients of q, k, v and mask."""
+    q, k, v, mask, out, lse = ctx.saved_tensors
     if grad_out is None:
         grad_out = torch.zeros_like(out)
     need_mask = mask is not None and mask.requires_grad
-    *grads, grad_mask = _backward(
-        grad_out, grad_lse, q, k, v, out, lse, mask, *context, *ctx.options, need_mask
+    # The operator can be traced and is differentiable again; without its wrapper it is quicker.
+    registered = torch.is_grad_enabled() or is_traced()
+    *grads, grad_mask = (_backward if registered else _backward_below_autograd)(
+        grad_out, grad_lse, q, k, v, out, lse, mask, *ctx.context, need_mask
     )
-    return (*grads, grad_mask if need_mask else None, *[None] * (4 + _NUM_OPTIONS))
+    return (*grads, grad_mask if need_mask else None)
 
 
 def _setup_forward(ctx, inputs, output) -> None:
     _save(ctx, inputs, output)
+
+
+def _gradients_of_operator(ctx, *grads: Tensor | None) -> tuple:
+    return (*_gradients(ctx, *grads), *[None] * (4 + _NUM_OPTIONS))
 
 
 def _setup_backward(ctx, inputs, output) -> None:
@@ -130,11 +149,12 @@ def _plain(
 
 
 torch.library.register_autograd(
-    "fastseq::attention_forward", _gradients, setup_context=_setup_forward, lib=_library
+    "fastseq::attention_forward", _gradients_of_operator, setup_context=_setup_forward, lib=_library
 )
 torch.library.register_autograd(
     "fastseq::attention_backward", _second_gradients, setup_context=_setup_backward, lib=_library
 )
+_attention = eager(_forward, _setup_forward, _gradients_of_operator)
 for _name in ("attention_forward", "attention_backward", "attention_decode"):
     torch.library.register_vmap(
         f"fastseq::{_name}", loop_over(getattr(torch.ops.fastseq, _name)), lib=_library
@@ -191,55 +211,64 @@ def attention(
         q.shape[2] if max_seqlen_q is None else max_seqlen_q,
         k.shape[2] if max_seqlen_k is None else max_seqlen_k,
     )
-    context = (mask, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed)
+    context = (cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, *options)
     if plain_autograd_only():
-        return _plain(q, k, v, *context, *options)
-    return _forward(q, k, v, *context, *options)
+        return _plain(q, k, v, mask, *context)
+    return _attention(q, k, v, mask, *context)
 
 
-def attention_weights(
+def attention_and_weights(
     q: Tensor,
     k: Tensor,
-    lse: Tensor,
+    v: Tensor,
     mask: Tensor | None = None,
     *,
     scale: float | None = None,
     average: bool = False,
     dropout_p: float = 0.0,
-    seed: Tensor | None = None,
-) -> Tensor:
-    """The weights that ``attention`` used, from the log-sum-exp it returned; differentiable.
+) -> tuple[Tensor, Tensor]:
+    """Attention and the weights it used, after dropout; differentiable.
+
+    Weights that are returned are written anyway, so they are then multiplied with v. If only their
+    mean over heads is wanted, a few heads at a time pass through the processor's cache.
+
+    Args:
+        q: (B, H, Sq, D); k: (B, H, Sk, D); v: (B, H, Sk, Dv); mask as in ``attention``.
 
     Returns:
-        (B, Hq, Sq, Sk), or with ``average`` their mean over heads (B, Sq, Sk), made a head at a
-        time.
+        out (B, H, Sq, Dv), and the weights (B, H, Sq, Sk), or with ``average`` their mean over
+        heads (B, Sq, Sk).
     """
-    lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # a query without keys: weights are 0
-    options = reference.Options(
-        q.shape[-1] ** -0.5 if scale is None else scale,
-        dropout_p=dropout_p,
-        max_seqlen_q=q.shape[2],
-        max_seqlen_k=k.shape[2],
-        seed=0 if seed is None else int(seed),
-    )
-    dropped = None
-    if dropout_p > 0:
-        rows, sizes = range(q.shape[0]), (q.shape[2], k.shape[2])
-        dropped = reference.dropout_factors(rows, q.shape[1], sizes, options, q.device)
+    batch, heads, sq, sk = *q.shape[:3], k.shape[2]
+    alpha = q.shape[-1] ** -0.5 if scale is None else scale
+    if mask is not None and not mask.is_floating_point():
+        mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
+    step = heads
+    if average and not is_traced():
+        step = min(heads, max(1, _WEIGHTS_AT_ONCE // max(1, batch * sq * sk)))
 
-    def of_heads(at: slice) -> Tensor:
-        bias = mask if mask is None or mask.shape[1] == 1 else mask[:, at]
-        raw = reference.raw_scores(q[:, at].to(lse.dtype), k[:, at].to(lse.dtype), options)
-        weights = torch.exp(reference.masked_scores(raw, bias, None, options) - lse[:, at, :, None])
-        return weights if dropped is None else weights * dropped[:, at].to(weights.dtype)
+    def of_heads(at: slice) -> tuple[Tensor, Tensor]:
+        count = len(range(*at.indices(heads)))
+        of_q, of_k, of_v = (x[:, at].flatten(0, 1) for x in (q, k, v))
+        if widens(q):
+            of_q, of_k, of_v = of_q.float(), of_k.float(), of_v.float()
+        bias, beta = of_q.new_empty(1, 1, 1), 0
+        if mask is not None:
+            own, beta = mask if mask.shape[1] == 1 else mask[:, at], 1
+            bias = own.expand(batch, count, sq, sk).flatten(0, 1).to(of_q.dtype)
+        scores = torch.baddbmm(bias, of_q, of_k.mT, beta=beta, alpha=alpha)
+        # A query that sees no key has weights of zero.
+        weights = scores.softmax(-1) if mask is None else torch._safe_softmax(scores, -1)
+        weights = F.dropout(weights, dropout_p) if dropout_p > 0 else weights
+        each = [x.unflatten(0, (batch, count)).to(q.dtype) for x in (weights @ of_v, weights)]
+        return each[0], each[1].sum(1) if average else each[1]
 
-    heads = q.shape[1]
-    if not average:
-        return of_heads(slice(0, heads)).to(q.dtype)
-    total = of_heads(slice(0, 1))
-    for head in range(1, heads):
-        total = total + of_heads(slice(head, head + 1))
-    return (total.squeeze(1) / heads).to(q.dtype)
+    parts = [of_heads(slice(first, first + step)) for first in range(0, heads, step)]
+    out, weights = parts[0]
+    if len(parts) > 1:
+        out = torch.cat([x for x, _ in parts], 1)
+        weights = functools.reduce(torch.add, [x for _, x in parts])
+    return out, weights / heads if average else weights
 
 
 def attention_decode(

@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import _extension
 from ..reference import rnn_cell as reference
 from ..reference.rnn import GATES, accumulate_dtype
+from .registration import register
 
 _library = torch.library.Library("fastseq", "FRAGMENT")
 _library.define(
@@ -57,8 +58,7 @@ for _name, _implementation, _fake in (
     ("rnn_cell", reference.rnn_cell, _fake_cell),
     ("rnn_cell_backward", reference.rnn_cell_backward, _fake_cell_backward),
 ):
-    _library.impl(_name, _implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"fastseq::{_name}", _fake, lib=_library)
+    register(_library, _name, _implementation, _fake)
 _extension.load()
 
 _cell = torch.ops.fastseq.rnn_cell.default

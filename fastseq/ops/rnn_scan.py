@@ -6,8 +6,9 @@ and in plain PyTorch (``fastseq.reference.rnn``, which also states the maths) el
 
 import torch
 
-from .. import _extension, kernels
+from .. import _extension
 from ..reference import rnn as reference
+from .registration import register
 
 _library = torch.library.Library("fastseq", "FRAGMENT")
 
@@ -63,10 +64,7 @@ for _name, _implementation, _fake in (
     ("rnn_scan", reference.rnn_scan, _fake_scan),
     ("rnn_scan_backward", reference.rnn_scan_backward, _fake_scan_backward),
 ):
-    _library.impl(_name, _implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"fastseq::{_name}", _fake, lib=_library)
-    if kernels.available():
-        _library.impl(_name, getattr(kernels, _name), "CUDA")
+    register(_library, _name, _implementation, _fake)
 _extension.load()  # registers the C++ kernels for the CPU, over the plain ones
 
 scan = torch.ops.fastseq.rnn_scan.default

@@ -1,6 +1,9 @@
 """Who looks at the operators that run."""
 
+from collections.abc import Iterable
+
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 _FUNCTORCH_GRADIENTS = (
@@ -18,6 +21,15 @@ def is_traced() -> bool:
         torch.compiler.is_compiling()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
+def eager_inference(*inputs: Tensor, parameters: Iterable[Tensor | None] = ()) -> bool:
+    """Whether a call on the CPU is neither traced nor differentiated."""
+    return (
+        not is_traced()
+        and inputs[0].is_cpu
+        and not (torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs, *parameters))
     )
 
 

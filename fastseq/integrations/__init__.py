@@ -1,0 +1,1 @@
+"""fastseq inside other libraries; each module registers on request, never on import."""
