@@ -67,3 +67,17 @@ def attention_decode(*args: Any) -> tuple[Tensor, Tensor]:
     from .attention import attention_decode
 
     return attention_decode(*args)
+
+
+def additive_attention_forward(*args: Any) -> tuple[Tensor, Tensor]:
+    """``fastseq::additive_attention_forward`` on CUDA; Triton is imported on the first call."""
+    from .additive import additive_attention_forward
+
+    return additive_attention_forward(*args)
+
+
+def additive_attention_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``fastseq::additive_attention_backward`` on CUDA; Triton is imported on the first call."""
+    from .additive import additive_attention_backward
+
+    return additive_attention_backward(*args)

@@ -24,7 +24,7 @@ from typing import Any
 from .device import Limits
 
 # Modules with a function builds(limits) that yields (label, in the quick subset, what launches).
-REGISTRY = ("rnn_builds", "attention_builds")
+REGISTRY = ("rnn_builds", "attention_builds", "additive_builds")
 # Bytes a thread may spill: float32 products, unrolled multiply-adds, use up the registers.
 SPILL_BOUND = 256
 

@@ -61,12 +61,11 @@ def builds(limits: Limits) -> Iterator[Build]:
     assume(limits)
     half, brain, single = torch.float16, torch.bfloat16, torch.float32
     cases: list[tuple[bool, Callable[..., None], torch.dtype, int, dict[str, Any]]] = [
-        (True, _call, brain, 64, {"causal": True}),
+        (True, _call, brain, 64, {"causal": True, "alibi": True}),
         (False, _call, brain, 128, {"causal": True}),
         (False, _call, brain, 256, {"causal": True}),
         (False, _call, half, 128, {"mask": "bool", "dropout": 0.1}),
         (False, _call, half, 80, {"packed": True, "softcap": 30.0}),
-        (False, _call, brain, 64, {"mask": "added", "alibi": True}),
         (False, _call, brain, 192, {"value_dim": 128, "backward": False}),
         (True, _call, single, 64, {"mask": "added", "dropout": 0.1}),
         (False, _call, single, 128, {"causal": True}),

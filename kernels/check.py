@@ -24,7 +24,7 @@ import torch
 from . import reason
 
 # Modules NAME_cases with groups(interpreted), cases(*group, interpreted) and run(case, device).
-FAMILIES = ("rnn", "attention")
+FAMILIES = ("rnn", "attention", "additive")
 Group = tuple[str, ...]  # one of them, then what its module calls a group
 
 
