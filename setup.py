@@ -27,6 +27,8 @@ KERNELS = [
     "attention_forward",
     "attention_backward",
     "attention_decode",
+    "additive_forward",
+    "additive_backward",
 ]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
@@ -67,7 +69,7 @@ def compile_commands(compiler: list[str], build: Path) -> tuple[list[list[str]],
     csrc = ROOT / "csrc"
     units = [
         (name, csrc / f"{name}.cpp", ["-O1", *torch_flags])
-        for name in ("bindings", "attention_bindings")
+        for name in ("bindings", "attention_bindings", "additive_bindings")
     ]
     for isa, (width, flags) in {"portable": (16, []), **x86}.items():
         definitions = [f"-DFASTSEQ_ISA={isa}", f"-DFASTSEQ_VECTOR_BYTES={width}"]

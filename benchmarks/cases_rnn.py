@@ -46,6 +46,10 @@ class Case:
         return "loop" if beyond else "torch"
 
     @property
+    def peers(self) -> tuple[str, ...]:
+        return ("torch.compile",) if self.compile else ()
+
+    @property
     def name(self) -> str:
         if self.kind == "model":
             return "g2p_en (GRU encoder and decoder), patched, real words"
@@ -230,13 +234,6 @@ def cuda_suite() -> Iterator[Case]:
     yield MODEL
 
 
-def suite(device: torch.device, quick: bool = False, only: str = "") -> list[Case]:
-    """The cases for a device, of them those whose group or name contains ``only``."""
-    cases = cuda_suite() if device.type == "cuda" else cpu_suite()
-    chosen = [
-        case
-        for case in cases
-        if (case.quick or not quick) and only.lower() in f"{case.group} {case.name}".lower()
-    ]
-    groups = list(dict.fromkeys(case.group for case in chosen))
-    return sorted(chosen, key=lambda case: groups.index(case.group))
+def cases(device: torch.device) -> list[Case]:
+    """The cases for a device."""
+    return list(cuda_suite() if device.type == "cuda" else cpu_suite())

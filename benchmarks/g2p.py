@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastseq
 
-from .workloads import Results, Workload
+from .suite import Results, Workload
 
 # fmt: off
 PHONEMES = [

@@ -27,7 +27,7 @@ def _title(record: dict) -> tuple[str, str]:
     where = machine.get("card") or f"{machine['processor']}, {machine['threads']} threads"
     mean = record["summary"].get("geometric_mean")
     version = str(machine["torch"]).split("+")[0]
-    title = f"fastseq {machine['fastseq']} against torch {version}"
+    title = f"{record['title']}: fastseq {machine['fastseq']} against torch {version}"
     return title, f"{where}" + (f"  ·  geometric mean {mean:.2f}×" if mean else "")
 
 

@@ -56,9 +56,12 @@ def progress(title: str, total: int) -> Iterator[Callable[[str], None]]:
 
 
 def write(record: Record, out: Path) -> None:
-    """Print the table; write rnn.json, REPORT.md and, with matplotlib, two pictures."""
+    """Print the table; write ``<suite>.json``, ``<suite>.md`` and, with matplotlib, two pictures;
+    and REPORT.md, the summary of all suites whose records lie there.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    _replace(out / "rnn.json", json.dumps(record, indent=1, default=str) + "\n")
+    name = record["suite"]
+    _replace(out / f"{name}.json", json.dumps(record, indent=1, default=str) + "\n")
     show(record)
     pictures = "geometric_mean" in record["summary"]
     try:
@@ -67,9 +70,10 @@ def write(record: Record, out: Path) -> None:
         print("matplotlib is not installed: no pictures")
         pictures = False
     if pictures:
-        plot.overview(record, out / "overview.png")
-        plot.cases(record, out / "speedup.png")
-    _replace(out / "REPORT.md", markdown(record, pictures))
+        plot.overview(record, out / f"{name}-overview.png")
+        plot.cases(record, out / f"{name}.png")
+    _replace(out / f"{name}.md", markdown(record, pictures))
+    _replace(out / "REPORT.md", index(out))
     print(f"written: {out}")
 
 
@@ -92,6 +96,7 @@ COLUMNS = (
     "GFLOP/s",
     "% of GEMM",
     "GB/s",
+    "% of read",
     "memory",
     "error",
 )
@@ -117,6 +122,7 @@ def row(entry: Entry) -> tuple[str, ...]:
         f"{entry['gflops']:.1f}",
         f"{entry['floor_percent']:.0f}",
         f"{entry['gb_s']:.1f}",
+        f"{entry['read_percent']:.0f}",
         memory,
         f"{parity['ours']:.0e} / {parity['theirs']:.0e}",
     )
@@ -166,7 +172,7 @@ def show(record: Record) -> None:
             if Console().is_terminal
             else Console(highlight=False, width=150)
         )
-        table = Table(title="fastseq against torch (or a loop over time where torch has no layer)")
+        table = Table(title=f"{record['title']}: fastseq against torch")
         for name in COLUMNS:
             table.add_column(
                 name, justify="left" if name == "case" else "right", no_wrap=name != "case"
@@ -191,8 +197,7 @@ def show(record: Record) -> None:
 
 def markdown(record: Record, pictures: bool = False) -> str:
     """The same as a page."""
-    facts = "\n".join(f"| {k} | {v} |" for k, v in record["machine"].items() if v is not None)
-    lines = [f"# Recurrent layers: fastseq against torch, {record['date']}", ""]
+    lines = [f"# {record['title']}: fastseq against torch, {record['date']}", ""]
     lines += [f"- {text}" for text in summary_lines(record)]
     lines += [
         "",
@@ -200,11 +205,12 @@ def markdown(record: Record, pictures: bool = False) -> str:
         "conversion of a call; training is forward and backward. Error: ours / theirs against",
         "float64, relative to the largest value, of the worst result. % of GEMM: the time that the",
         "same operations take as whole-sequence matrix products through torch, as a share of ours.",
+        "% of read: the bytes that must move at least once, against a large read's rate.",
         "",
     ]
     if pictures:
-        lines += ["![Speed-up of every case](speedup.png)", ""]
-    lines += ["| machine | |", "|---|---|", facts, ""]
+        lines += [f"![Speed-up of every case]({record['suite']}.png)", ""]
+    lines += machine_table(record)
     group = None
     for entry in record["results"]:
         if entry["group"] != group:
@@ -220,3 +226,24 @@ def markdown(record: Record, pictures: bool = False) -> str:
             spoken = ", ".join(f"{word} → {sounds}" for word, sounds in entry["sample"].items())
             lines += ["", f"{entry['words']} words, among them: {spoken}."]
     return "\n".join(lines) + "\n"
+
+
+def machine_table(record: Record) -> list[str]:
+    facts = [f"| {k} | {v} |" for k, v in record["machine"].items() if v is not None]
+    return ["| machine | |", "|---|---|", *facts, ""]
+
+
+def index(out: Path) -> str:
+    """The summary of every suite whose record lies in ``out``."""
+    lines = ["# fastseq against torch", ""]
+    for path in sorted(out.glob("*.json")):
+        record = json.loads(path.read_text())
+        if "suite" not in record:
+            continue
+        name = record["suite"]
+        lines += [f"## [{record['title']}]({name}.md)", "", f"{record['date']}", ""]
+        lines += [f"- {text}" for text in summary_lines(record)] + [""]
+        if (out / f"{name}-overview.png").exists():
+            lines += [f"![{record['title']}]({name}-overview.png)", ""]
+        lines += machine_table(record)
+    return "\n".join(lines)

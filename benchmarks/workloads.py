@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,23 +13,11 @@ from fastseq.reference.philox import dropout_mask, philox, threshold
 
 from . import loops
 from .cases_rnn import Case
+from .suite import Results, Workload
 
-Results = dict[str, Tensor]
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 SEED = 20260
 REAL_BATCHES = 4
-
-
-@dataclass
-class Workload:
-    """``timed`` maps a name to a call; ours is "fastseq", the comparison comes second."""
-
-    timed: dict[str, Callable[[], object]]
-    results: Callable[[], tuple[Results, Results, Results]]  # ours, theirs, float64 oracle
-    flops: float
-    bytes: float  # that must be moved at least once
-    gemms: list[tuple[int, int, int]] = field(default_factory=list)  # rows, inner, columns
-    facts: dict[str, object] = field(default_factory=dict)
 
 
 def build(case: Case, device: torch.device) -> Workload:

@@ -1,5 +1,4 @@
 // Attention's CPU operators: checks tensors, hands raw pointers to the kernels.
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -12,35 +11,18 @@
 #include <vector>
 
 #include "dispatch.h"
+#include "tensors.h"
 
 namespace {
 
 using at::Tensor;
+using fastseq::acc_type;
 using fastseq::AttentionArgs;
 using fastseq::AttentionBackwardArgs;
 using fastseq::DecodeArgs;
+using fastseq::dtype_of;
 using fastseq::Tokens;
 using OptionalTensor = std::optional<Tensor>;
-
-fastseq::DType dtype_of(const Tensor& x, const char* name) {
-  switch (x.scalar_type()) {
-  case at::kDouble:
-    return fastseq::F64;
-  case at::kFloat:
-    return fastseq::F32;
-  case at::kBFloat16:
-    return fastseq::BF16;
-  case at::kHalf:
-    return fastseq::F16;
-  default:
-    TORCH_CHECK(false, "fastseq: attention takes float64, float32, bfloat16 or float16, but ", name,
-                " is ", x.scalar_type());
-  }
-}
-
-at::ScalarType acc_type(const Tensor& x) {
-  return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
 
 // The strides of a (batch, heads, tokens, width) tensor. A dimension of size 1 may have any stride.
 Tokens tokens_of(const Tensor& x) {
@@ -203,7 +185,7 @@ void set_common(Arguments& arguments, AttentionArgs& a, const Tensor& q, const T
   a.scale = o.scale, a.softcap = o.softcap, a.dropout_p = o.dropout_p;
   a.window_left = o.window_left, a.window_right = o.window_right;
   a.bottom_right = o.bottom_right;
-  a.threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  a.threads = fastseq::usable_threads();
 }
 
 // Whether too few queries share a key for packing to pay.
@@ -336,7 +318,7 @@ std::tuple<Tensor, Tensor> attention_decode(const Tensor& q, const Tensor& k_cac
   a.scale = scale, a.softcap = softcap;
   a.window_left = window_left, a.window_right = window_right;
   a.bottom_right = true;
-  a.threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  a.threads = fastseq::usable_threads();
   Tensor out = empty_in_layout(q, a.Dv);
   Tensor lse = at::empty({a.B, a.Hq, a.Sq}, q.options().dtype(acc_type(q)));
   a.out = tokens_of(out);

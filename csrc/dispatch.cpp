@@ -10,7 +10,9 @@
   extern "C" void fastseq_rnn_backward_##isa(const fastseq::BackwardArgs*);                        \
   extern "C" void fastseq_attention_forward_##isa(const fastseq::AttentionArgs*);                  \
   extern "C" void fastseq_attention_backward_##isa(const fastseq::AttentionBackwardArgs*);         \
-  extern "C" void fastseq_attention_decode_##isa(const fastseq::DecodeArgs*);
+  extern "C" void fastseq_attention_decode_##isa(const fastseq::DecodeArgs*);                      \
+  extern "C" void fastseq_additive_forward_##isa(const fastseq::AdditiveForwardArgs*);             \
+  extern "C" void fastseq_additive_backward_##isa(const fastseq::AdditiveBackwardArgs*);
 FASTSEQ_DECLARE(portable)
 #ifdef FASTSEQ_HAVE_X86
 FASTSEQ_DECLARE(avx2)
@@ -30,7 +32,8 @@ const std::vector<Build>& builds() {
 #define FASTSEQ_BUILD(isa)                                                                         \
   {                                                                                                \
     #isa, fastseq_rnn_forward_##isa, fastseq_rnn_backward_##isa, fastseq_attention_forward_##isa,  \
-        fastseq_attention_backward_##isa, fastseq_attention_decode_##isa                           \
+        fastseq_attention_backward_##isa, fastseq_attention_decode_##isa,                          \
+        fastseq_additive_forward_##isa, fastseq_additive_backward_##isa                            \
   }
   static const std::vector<Build> all = [] {
     std::vector<Build> found{{FASTSEQ_BUILD(portable), true}};
@@ -115,6 +118,8 @@ void load_kernels(const std::string& path, const std::string& name) {
   take(loaded.attention_forward, "fastseq_attention_forward_");
   take(loaded.attention_backward, "fastseq_attention_backward_");
   take(loaded.attention_decode, "fastseq_attention_decode_");
+  take(loaded.additive_forward, "fastseq_additive_forward_");
+  take(loaded.additive_backward, "fastseq_additive_backward_");
   if (!found) throw std::runtime_error(path + " has no kernels named " + name);
   current() = loaded;
 }

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "additive_args.h"
 #include "attention_args.h"
 #include "scan_args.h"
 
@@ -16,6 +17,8 @@ struct Kernels {
   void (*attention_forward)(const AttentionArgs*);
   void (*attention_backward)(const AttentionBackwardArgs*);
   void (*attention_decode)(const DecodeArgs*);
+  void (*additive_forward)(const AdditiveForwardArgs*);
+  void (*additive_backward)(const AdditiveBackwardArgs*);
 };
 
 // Instruction sets that were built, and those of them that this processor has, weakest first.

@@ -19,7 +19,7 @@ def info() -> None:
 
 @app.command()
 def bench(
-    suites: Annotated[list[str], typer.Argument(help="Suites to run: rnn.")],
+    suites: Annotated[list[str], typer.Argument(help="Suites to run: rnn, attention.")],
     out: Annotated[Path, typer.Option(help="Directory for JSON, report and pictures.")] = Path(
         "results"
     ),
@@ -30,9 +30,10 @@ def bench(
     filter: Annotated[str, typer.Option(help="Only cases whose group or name contains this.")] = "",
 ) -> None:
     """Check parity, then time against torch. Exit 1 when a case fails parity."""
-    from fastseq.benchmarks import rnn
+    from fastseq.benchmarks import attention, rnn
+    from fastseq.benchmarks.suite import succeeded
 
-    known = {"rnn": rnn}
+    known = {module.SUITE.name: module.SUITE for module in (rnn, attention)}
     if unknown := [name for name in suites if name not in known]:
         raise typer.BadParameter(f"unknown suite {unknown[0]!r}; there is: {', '.join(known)}")
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -40,7 +41,7 @@ def bench(
         records = [known[name].run(out, where, quick, filter) for name in suites]
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    if not all(rnn.succeeded(record) for record in records):
+    if not all(succeeded(record) for record in records):
         raise typer.Exit(1)
 
 

@@ -15,6 +15,8 @@ OPERATORS = (
     "attention_forward",
     "attention_backward",
     "attention_decode",
+    "additive_attention_forward",
+    "additive_attention_backward",
 )
 DEVICES = {"cpu": "CPU", "cuda": "CUDA"}  # dispatch keys
 

@@ -46,3 +46,24 @@ def rnn_scan_backward(
     from .rnn import rnn_scan_backward
 
     return rnn_scan_backward(*args, **kwargs)
+
+
+def attention_forward(*args: Any) -> tuple[Tensor, Tensor]:
+    """``fastseq::attention_forward`` on CUDA; Triton is imported on the first call."""
+    from .attention import attention_forward
+
+    return attention_forward(*args)
+
+
+def attention_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``fastseq::attention_backward`` on CUDA; Triton is imported on the first call."""
+    from .attention import attention_backward
+
+    return attention_backward(*args)
+
+
+def attention_decode(*args: Any) -> tuple[Tensor, Tensor]:
+    """``fastseq::attention_decode`` on CUDA; Triton is imported on the first call."""
+    from .attention import attention_decode
+
+    return attention_decode(*args)

@@ -21,10 +21,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from .rnn_dispatch import Limits
+from .device import Limits
 
 # Modules with a function builds(limits) that yields (label, in the quick subset, what launches).
-REGISTRY = ("rnn_builds",)
+REGISTRY = ("rnn_builds", "attention_builds")
 # Bytes a thread may spill: float32 products, unrolled multiply-adds, use up the registers.
 SPILL_BOUND = 256
 
@@ -67,17 +67,22 @@ def _source(launch: Any) -> Any:
 
     names = {
         torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32",
-        torch.float64: "fp64", torch.int32: "i32", torch.int64: "i64",
+        torch.float64: "fp64", torch.int32: "i32", torch.int64: "i64", torch.bool: "i1",
     }  # fmt: skip
+    divisible = [["tt.divisibility", 16]]
     signature, constants, attributes = {}, {}, {}
     for i, (param, value) in enumerate(zip(launch.kernel.params, launch.arguments)):
-        if param.is_constexpr or value is None:
+        specialized = isinstance(value, int) and not param.do_not_specialize
+        if param.is_constexpr or value is None or (specialized and value == 1):
             signature[param.name], constants[param.name] = "constexpr", value
         elif isinstance(value, torch.Tensor):
             signature[param.name] = "*" + names[value.dtype]
-            attributes[(i,)] = [["tt.divisibility", 16]]
+            attributes[(i,)] = divisible
         else:
-            signature[param.name] = param.annotation_type or "i32"
+            number = "fp32" if isinstance(value, float) else "i32"
+            signature[param.name] = param.annotation_type or number
+            if specialized and value % 16 == 0:
+                attributes[(i,)] = divisible
     assert isinstance(launch.kernel, triton.JITFunction)
     return ASTSource(launch.kernel, signature, constants, attributes)
 
@@ -104,7 +109,7 @@ def _resources(compiled: Any, backend: str) -> tuple[int, int, int]:
 
 
 def _dtype(launch: Any) -> str:
-    tensor = launch.values.get("a", launch.values.get("gates"))
+    tensor = next(launch.values[name] for name in ("a", "gates", "q") if name in launch.values)
     return str(tensor.dtype).removeprefix("torch.")
 
 

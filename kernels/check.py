@@ -6,6 +6,7 @@ ahead-of-time builds, exit 0.
 """
 
 import argparse
+import importlib
 import json
 import os
 import subprocess
@@ -21,28 +22,41 @@ from typing import Any
 import torch
 
 from . import reason
-from .rnn_cases import cases, groups
 
-Group = tuple[str, str, str]
+# Modules NAME_cases with groups(interpreted), cases(*group, interpreted) and run(case, device).
+FAMILIES = ("rnn", "attention")
+Group = tuple[str, ...]  # one of them, then what its module calls a group
+
+
+def _module(group: Group) -> Any:
+    return importlib.import_module(f".{group[0]}_cases", __package__)
+
+
+def cases(group: Group, interpreted: bool) -> list[Any]:
+    """A group's cases, in order."""
+    return list(_module(group).cases(*group[1:], interpreted))
+
+
+def groups(interpreted: bool, families: tuple[str, ...] = FAMILIES) -> list[Group]:
+    """Each is run in a process of its own."""
+    return [(f, *group) for f in families for group in _module((f,)).groups(interpreted)]
 
 
 def run_group(group: Group, interpreted: bool) -> None:
     """Runs a group's cases here and prints a line of JSON for each."""
-    from .rnn_cases import run
-
     # What torch.empty hands out holds NaN: an element that nobody wrote shows.
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True, warn_only=True)
     programs: Any = nullcontext()
-    if interpreted and group[0] == "persistent":
+    if interpreted and "persistent" in group:
         from .concurrent import concurrent_programs
 
         programs = concurrent_programs()
     with programs:
-        for case in cases(*group, interpreted):
+        for case in cases(group, interpreted):
             start = time.perf_counter()
             try:
-                ratios = run(case, "cpu" if interpreted else "cuda")
+                ratios = _module(group).run(case, "cpu" if interpreted else "cuda")
                 outcome = {"passed": all(r <= 1 for r in ratios.values()), "error_ratios": ratios}
             except Exception as failure:
                 outcome = {
@@ -78,7 +92,7 @@ def in_process(group: Group, interpreted: bool, seconds: float) -> list[dict[str
         errors.seek(0)
         outcomes = [json.loads(line) for line in out if line.startswith("{")]
         why += f": {errors.read()[-1000:]}"
-    for case in list(cases(*group, interpreted))[len(outcomes) :]:
+    for case in cases(group, interpreted)[len(outcomes) :]:
         outcomes.append({**asdict(case), "passed": False, "failure": why, "seconds": seconds})
     return outcomes
 
@@ -97,7 +111,8 @@ def check(
             wrong = outcome.get("failure") or {
                 k: v for k, v in outcome["error_ratios"].items() if not v <= 1
             }
-            print(f"  FAILED {outcome['feature']}: {wrong}", flush=True)
+            named = " ".join(str(v) for k, v in outcome.items() if k in ("feature", "shape"))
+            print(f"  FAILED {named}: {wrong}", flush=True)
         return outcomes
 
     with ThreadPoolExecutor(workers) as threads:

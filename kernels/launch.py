@@ -4,10 +4,13 @@ Ahead-of-time builds run the launchers on meta tensors while recording, so that 
 what a device would be asked to run.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import Any
+
+import torch
 
 _recording: "list[Launch] | None" = None
 
@@ -45,3 +48,48 @@ def record() -> Iterator[list[Launch]]:
         yield _recording
     finally:
         _recording = before
+
+
+def described(tile: Any) -> str:
+    """A tile's sizes, for tables."""
+    return " ".join(f"{k}={v}" for k, v in asdict(tile).items() if not k.startswith("num_"))
+
+
+def launch_fastest(
+    kernel: Any,
+    values: dict[str, Any],
+    tiles: tuple[Any, ...],
+    programs: Callable[[dict[str, Any]], int],
+    tuned_by: tuple[str, ...],
+) -> None:
+    """Launches with the fastest of ``tiles``, timed once for all arguments named in ``tuned_by``.
+
+    The first one where nothing is timed: without a device, and under deterministic algorithms, for
+    sums of other tiles round otherwise. ``programs``: how many, given a tile as a dictionary.
+    """
+    first = asdict(tiles[0])
+    if programs(first) == 0:
+        return
+    timed = values["q"].is_cuda and not torch.are_deterministic_algorithms_enabled()
+    if _recording is not None or not timed or len(tiles) == 1:
+        options = {name: first.pop(name) for name in ("num_warps", "num_stages")}
+        launch = Launch(kernel, {**values, **first}, options, described(tiles[0]))
+        launch((programs(first),))
+        return
+    fixed = {name: values[name] for name in kernel.arg_names if name in values}
+    grid = lambda tile: (programs(tile),)  # noqa: E731
+    keys = tuple(name for name in tuned_by if name in fixed)
+    _tuned(kernel, tiles, keys)[grid](**fixed, enable_fp_fusion=True)
+
+
+@lru_cache
+def _tuned(kernel: Any, tiles: tuple[Any, ...], tuned_by: tuple[str, ...]) -> Any:
+    """The kernel with Triton's tuner around it, which keeps its choices on disk."""
+    import triton
+
+    configs = []
+    for tile in tiles:
+        sizes = asdict(tile)
+        options = {name: sizes.pop(name) for name in ("num_warps", "num_stages")}
+        configs.append(triton.Config(sizes, **options))
+    return triton.autotune(configs, key=list(tuned_by), cache_results=True)(kernel)

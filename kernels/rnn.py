@@ -4,9 +4,7 @@ Allocates, picks a kernel (rnn_dispatch.py) and launches it. Shapes: N rows (pac
 T steps, B sequences, D directions, G gates, H hidden_size, P width of h.
 """
 
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,9 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 from . import rnn_persistent, rnn_rows, rnn_sequence, rnn_step
-from .launch import Launch
+from .device import Limits, limits_of, on
+from .launch import Launch, described
 from .rnn_dispatch import (
-    Limits,
     Problem,
     choose,
     persistent_config,
@@ -25,30 +23,6 @@ from .rnn_dispatch import (
     sequence_config,
     step_config,
 )
-
-# Stands for a device where there is none: the interpreter, ahead-of-time builds (see aot.py).
-assumed_limits = Limits(multiprocessors=132, shared=227 * 1024)
-
-
-@lru_cache
-def _limits_of(index: int) -> Limits:
-    properties = torch.cuda.get_device_properties(index)
-    shared = getattr(properties, "shared_memory_per_block_optin", 0)
-    return Limits(
-        properties.multi_processor_count,
-        shared or properties.shared_memory_per_block,
-        getattr(properties, "warp_size", 32),
-    )
-
-
-def _limits(device: torch.device) -> Limits:
-    if device.type != "cuda":
-        return assumed_limits
-    return _limits_of(torch.cuda.current_device() if device.index is None else device.index)
-
-
-def _on(device: torch.device) -> Any:
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 @dataclass
@@ -138,10 +112,6 @@ def _common(
     return problem, values
 
 
-def _tile(config: Any) -> str:
-    return " ".join(f"{k}={v}" for k, v in asdict(config).items() if k != "num_warps")
-
-
 def _launch(
     kernel: Any, values: dict[str, Any], config: Any, stages: int, **options: Any
 ) -> Launch:
@@ -149,7 +119,7 @@ def _launch(
     warps = tiles.pop("num_warps")
     return Launch(
         kernel, {**values, **tiles}, {"num_warps": warps, "num_stages": stages, **options},
-        _tile(config),
+        described(config),
     )  # fmt: skip
 
 
@@ -184,7 +154,7 @@ def rnn_scan(
     if num_rows == 0:
         return output, h_n, gates.new_empty(0) if c0 is None else c0.clone(), cells, hn
 
-    with _on(gates.device):
+    with on(gates.device):
         steps = _Steps.of(batch_sizes, num_rows, batch, gates.device)
         problem, values = _common(gates, h0, steps, mode, seed, zoneout, training)
         values.update(
@@ -196,7 +166,7 @@ def rnn_scan(
             PROJECTED=bool(w_hr),
         )  # fmt: skip
         problem = _with_features(problem, values)
-        limits = _limits(gates.device)
+        limits = limits_of(gates.device)
         kernel = choose(problem, limits, backward=False)
         if kernel == "sequence":
             c_n = gates.new_empty(0) if c0 is None else torch.empty_like(c0)
@@ -375,7 +345,7 @@ def rnn_scan_backward(
         ]
         return grad_gx, grad_u, grad_proj, grad_ln_cell, passed[0], passed[1]
 
-    with _on(gates.device):
+    with on(gates.device):
         steps = _Steps.of(batch_sizes, num_rows, batch, gates.device)
         problem, values = _common(gates, h0, steps, mode, seed, zoneout, training)
         values.update(
@@ -391,7 +361,7 @@ def rnn_scan_backward(
             LN=bool(ln_gates), LN_CELL=bool(ln_cell), EPS=ln_eps, PROJECTED=bool(w_hr),
         )  # fmt: skip
         problem = _with_features(problem, values)
-        limits = _limits(gates.device)
+        limits = limits_of(gates.device)
         kernel = choose(problem, limits, backward=True)
         if kernel == "sequence":
             grad_h0 = torch.empty_like(h0, memory_format=torch.contiguous_format)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 import torch
 
 from . import rnn
-from .rnn_dispatch import GATES, Limits, Problem, persistent_config, sequence_config
+from .device import Limits, assume
+from .rnn_dispatch import GATES, Problem, persistent_config, sequence_config
 
 Build = tuple[str, bool, Callable[[], None]]  # label, part of the quick subset, what launches
 
@@ -53,7 +54,7 @@ def _scan(
 
 
 def builds(limits: Limits) -> Iterator[Build]:
-    rnn.assumed_limits = limits
+    assume(limits)
     half, single, double = torch.bfloat16, torch.float32, torch.float64
     cases: list[tuple[bool, str, str, torch.dtype, int, dict]] = [
         (True, "step", "LSTM", half, 512, {"extras": True, "directions": 2}),

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .parity import error_ratios
 from .rnn_dispatch import GATES, KERNELS
 
 Arguments = dict[str, Any]
@@ -161,25 +162,6 @@ FORWARD = ("output", "h_n", "c_n", "cells", "hn", "gates")
 BACKWARD = ("grad_gx", "grad_u", "grad_proj", "grad_ln_cell", "grad_h0", "grad_c0")
 
 
-def _compare(
-    names: tuple[str, ...], ours: list[Tensor], plain: list[Tensor], exact: list[Tensor]
-) -> dict[str, float]:
-    """Error over the allowed, twice the plain formulas' in the same type and a few ulp."""
-    ratios = {}
-    for name, x, y, z in zip(names, ours, plain, exact):
-        x, y = x.detach().cpu(), y.cpu()
-        if x.shape != z.shape or x.dtype != y.dtype:
-            ratios[name] = float("inf")
-        elif z.numel():
-            # For float64 the exact result is of the same precision: several ulp off itself.
-            ulps = 32 if y.dtype == torch.float64 else 4
-            ulp = torch.finfo(y.dtype).eps * z.abs().max().clamp(min=1)
-            allowed = 2 * (y.double() - z).abs().max() + ulps * ulp
-            ratio = ((x.double() - z).abs().max() / allowed).item()
-            ratios[name] = ratio if ratio == ratio else float("inf")
-    return ratios
-
-
 def run(case: Case, device: str) -> dict[str, float]:
     """Error of each result over the allowed error; all must be at most 1."""
     from ..reference import rnn as reference
@@ -197,7 +179,7 @@ def run(case: Case, device: str) -> dict[str, float]:
     plain = forward(reference.rnn_scan, tensors)
     there = _moved(tensors, device=device)
     ours = forward(rnn.rnn_scan, there)
-    ratios = _compare(FORWARD, ours, plain, exact)
+    ratios = error_ratios(FORWARD, ours, plain, exact)
     if FEATURES[case.feature] == {}:
         unsaved = forward(rnn.rnn_scan, there, save=False)
         for name, x, y in zip(FORWARD[:3], unsaved, ours):
@@ -207,4 +189,4 @@ def run(case: Case, device: str) -> dict[str, float]:
     exact = list(reference.rnn_scan_backward(**_moved(given, dtype=torch.float64), **options))
     plain = list(reference.rnn_scan_backward(**given, **options))
     ours = list(rnn.rnn_scan_backward(**_moved(given, device=device), **options))
-    return ratios | _compare(BACKWARD, ours, plain, exact)
+    return ratios | error_ratios(BACKWARD, ours, plain, exact)

@@ -7,20 +7,13 @@ import itertools
 import os
 from dataclasses import dataclass
 
+from .device import Limits, power_of_two
+
 GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "GRU": 3, "LSTM": 4}
 KERNELS = ("step", "sequence", "persistent")
 # float32 products are unrolled multiply-adds: beyond this their code takes minutes to compile.
 _PERSISTENT_MAX_HIDDEN_FP32 = 512
 _SLICES = (128, 64, 32, 16)  # of K, for each warp
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a launch may use of a device."""
-
-    multiprocessors: int
-    shared: int  # bytes of shared memory a program may have
-    warp: int = 32  # threads
 
 
 @dataclass(frozen=True)
@@ -68,10 +61,6 @@ class Persistent:
     CHUNKS: int
     AHEAD: bool  # backward: loads the next gate's operand during this one's product
     num_warps: int
-
-
-def power_of_two(n: int, least: int = 1) -> int:
-    return max(least, 1 << max(n - 1, 0).bit_length())
 
 
 def step_config(p: Problem) -> Step:

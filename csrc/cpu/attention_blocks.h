@@ -3,41 +3,11 @@
 
 #include "../attention_args.h"
 #include "attention_tiles.h"
-#include "memory.h"
-#include "team.h"
+#include "work.h"
 
 namespace {
 
 using namespace fastseq;
-
-// Memory of one call, freed at its end.
-class Memory {
-public:
-  explicit Memory(int64_t bytes) : data_((char*)allocate_aligned(bytes)) {}
-  ~Memory() { free(data_); }
-  Memory(const Memory&) = delete;
-  char* data() const { return data_; }
-
-private:
-  char* data_;
-};
-
-// Cuts pieces off a block; from null, it only counts.
-class Cutter {
-public:
-  explicit Cutter(char* base) : base_(base) {}
-  template <class A>
-  A* take(int64_t count) {
-    A* piece = base_ ? (A*)(base_ + used_) : nullptr;
-    used_ += round_up_to(count * (int64_t)sizeof(A), 64);
-    return piece;
-  }
-  int64_t used() const { return used_; }
-
-private:
-  char* base_;
-  int64_t used_ = 0;
-};
 
 // One sequence and one key head, with the query heads that share it.
 struct Unit {
@@ -402,26 +372,4 @@ static void transposed_product(const QueryBlock<T>& b, const int64_t* low, const
   }
 }
 
-// Calls task(index) for every index below count, from the highest down, on whichever thread is
-// free.
-struct Queue {
-  alignas(64) int64_t next = 0;
-  template <class Task>
-  void drain(int64_t count, const Task& task) {
-    for (int64_t i; (i = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < count;)
-      task(count - 1 - i);
-  }
-};
-
-template <class Work>
-static void on_threads(int threads, const Work& work) {
-  Barrier barrier;
-  if (threads <= 1) return work(Worker{&barrier, 0, 1, false});
-#pragma omp parallel num_threads(threads)
-  work(Worker{&barrier, omp_get_thread_num(), omp_get_num_threads(), false});
-}
-
 } // namespace
-
-#define FASTSEQ_JOIN(a, b) a##b
-#define FASTSEQ_NAME(prefix, isa) FASTSEQ_JOIN(prefix, isa)

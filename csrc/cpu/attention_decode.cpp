@@ -11,9 +11,6 @@ struct Decode {
   static constexpr int L = lanes<A>;
   // Keys of one task. A constant, so that a sequence's bits depend on nothing else in the batch.
   static constexpr int64_t CHUNK = 256;
-  static constexpr int64_t AHEAD = 24; // keys that are fetched early
-  static constexpr int64_t RUN = 64;   // of keys at a time, which stay in L1 for all rows
-
   // Starts loading n elements from p on. Where nothing is, nothing happens.
   static FASTSEQ_INLINE_MEMBER void fetch(const T* p, int64_t n) {
     for (int64_t d = 0; d < n; d += 64 / (int64_t)sizeof(T))
@@ -23,16 +20,34 @@ struct Decode {
 
   const DecodeArgs& a;
   const int64_t group, rows, width, width_v, partial;
+  // Of a task. Where a token's heads lie side by side, all: then memory is read as it lies.
+  const int64_t heads;
+  // Keys at a time, which stay in cache for all rows of all heads; keys that are fetched early.
+  const int64_t run_length, ahead;
   int64_t* first_task; // of each sequence, (B + 1)
 
   explicit Decode(const DecodeArgs& args)
       : a(args), group(a.Hk ? a.Hq / a.Hk : 0), rows(group * a.Sq), width(round_up_to(a.D, L)),
-        width_v(round_up_to(a.Dv, L)), partial(rows * (width_v + 2)) {}
+        width_v(round_up_to(a.Dv, L)), partial(rows * (width_v + 2)),
+        heads(a.k.head < a.k.token ? a.Hk : 1), run_length(heads > 1 ? 16 : 64),
+        ahead(heads > 1 ? run_length : 24) {}
 
   struct Task {
-    int64_t b, head, length, from, to; // keys [from, to)
-    A *out, *maximum, *total;          // rows of the partial result
+    int64_t b, first_head, length, from, to; // keys [from, to)
+    A *parts, *queries, *scores;             // of the first head, and from head to head:
+    int64_t next_part, next_queries, next_scores;
   };
+  // A task's part for one of its heads.
+  struct Head {
+    const Task& t;
+    const int64_t head;
+    A *queries, *scores, *out, *maximum, *total; // (rows, …)
+  };
+  Head of_head(const Task& t, int64_t i) const {
+    A* const out = t.parts + i * t.next_part;
+    return {t,   t.first_head + i,     t.queries + i * t.next_queries, t.scores + i * t.next_scores,
+            out, out + rows * width_v, out + rows * (width_v + 1)};
+  }
 
   int64_t length(int64_t b) const { return a.lengths ? a.lengths[b] : a.length; }
   int64_t chunks(int64_t b) const { return most(1, (length(b) + CHUNK - 1) / CHUNK); }
@@ -42,11 +57,11 @@ struct Decode {
     Memory tables(sizeof(int64_t) * (a.B + 1));
     first_task = (int64_t*)tables.data();
     first_task[0] = 0;
-    for (int64_t b = 0; b < a.B; ++b) first_task[b + 1] = first_task[b] + a.Hk * chunks(b);
+    for (int64_t b = 0; b < a.B; ++b) first_task[b + 1] = first_task[b] + a.Hk / heads * chunks(b);
     const int64_t tasks = first_task[a.B];
     Cutter size(nullptr), shared(nullptr);
-    size.take<A>(rows * (width + CHUNK));
-    shared.take<A>(tasks * partial);
+    size.take<A>(heads * rows * (width + CHUNK));
+    shared.take<A>(tasks * heads * partial);
     Memory memory(shared.used() + size.used() * a.threads);
     A* const partials = (A*)memory.data();
     Queue work, merging;
@@ -55,20 +70,29 @@ struct Decode {
       work.drain(tasks, [&](int64_t t) {
         int64_t b = 0, end = a.B;
         while (end - b > 1) (first_task[(b + end) / 2] <= t ? b : end) = (b + end) / 2;
-        const int64_t within = t - first_task[b], count = chunks(b);
-        Task task{b, within / count, length(b), within % count * CHUNK, 0, partials + t * partial};
+        const int64_t within = t - first_task[b], count = chunks(b), chunk = within % count;
+        Task task{b, within / count * heads, length(b), chunk * CHUNK, 0};
         task.to = least(task.from + CHUNK, task.length);
-        task.maximum = task.out + rows * width_v;
-        task.total = task.maximum + rows;
-        attend(task, queries, queries + rows * width);
+        task.parts = partials + part(b, task.first_head, chunk);
+        task.next_part = count * partial;
+        task.queries = queries;
+        task.next_queries = rows * width;
+        task.scores = queries + heads * rows * width;
+        task.next_scores = rows * CHUNK;
+        attend(task);
       });
       worker.meet();
       merging.drain(a.B * a.Hk, [&](int64_t i) {
-        const int64_t b = i / a.Hk, count = chunks(b);
+        const int64_t b = i / a.Hk;
         for (int64_t row = 0; row < rows; ++row)
-          merge(b, i % a.Hk, row, partials + (first_task[b] + i % a.Hk * count) * partial, count);
+          merge(b, i % a.Hk, row, partials + part(b, i % a.Hk, 0), chunks(b));
       });
     });
+  }
+
+  // Where the partial result of a chunk for a key head stands.
+  int64_t part(int64_t b, int64_t head, int64_t chunk) const {
+    return (first_task[b] * heads + head * chunks(b) + chunk) * partial;
   }
 
   // The keys that row i of the queries sees.
@@ -82,8 +106,8 @@ struct Decode {
   template <class Use>
   void runs(const Tokens& x, const Task& t, int64_t from, int64_t to, const Use& use) const {
     for (int64_t j = from; j < to;) {
-      int64_t n = least(RUN, to - j);
-      const T* at = (const T*)x.data + t.head * x.head;
+      int64_t n = least(run_length, to - j);
+      const T* at = (const T*)x.data + t.first_head * x.head;
       if (a.table) {
         const int64_t inside = j % a.page_size;
         n = least(n, a.page_size - inside);
@@ -108,7 +132,7 @@ struct Decode {
     static constexpr int value = N;
   };
 
-  void attend(const Task& t, A* queries, A* scores) const {
+  void attend(const Task& t) const {
     int64_t from = t.to, to = t.from; // keys that any row sees
     for (int64_t i = 0; i < a.Sq; ++i) {
       int64_t low, high;
@@ -116,25 +140,39 @@ struct Decode {
       if (low < high) from = least(from, low), to = most(to, high);
     }
     to = most(from, to);
-    memset(t.out, 0, sizeof(A) * rows * width_v);
-    for (int64_t row = 0; row < rows; ++row) {
-      const int64_t h = t.head * group + row / a.Sq, i = row % a.Sq;
-      const T* q = (const T*)a.q.data + t.b * a.q.batch + h * a.q.head + i * a.q.token;
-      for (int64_t d = 0; d < a.D; d += L) store(queries + row * width + d, load(q + d, a.D - d));
-    }
+    for (int64_t i = 0; i < heads; ++i) load_queries(of_head(t, i));
     runs(a.k, t, from, to, [&](int64_t j, int64_t n, const T* k) {
-      row_groups([&](int64_t row, auto size) {
-        score<decltype(size)::value>(queries + row * width, k, a.k.token, n,
-                                     scores + row * CHUNK + j - from);
-      });
+      for (int64_t i = 0; i < heads; ++i) {
+        const Head h = of_head(t, i);
+        row_groups([&](int64_t row, auto size) {
+          score<decltype(size)::value>(h.queries + row * width, k + i * a.k.head, a.k.token, n,
+                                       h.scores + row * CHUNK + j - from);
+        });
+      }
     });
-    for (int64_t row = 0; row < rows; ++row) soften(t, row, from, to, scores + row * CHUNK);
+    for (int64_t i = 0; i < heads; ++i) {
+      const Head h = of_head(t, i);
+      for (int64_t row = 0; row < rows; ++row) soften(h, row, from, to, h.scores + row * CHUNK);
+    }
     runs(a.v, t, from, to, [&](int64_t j, int64_t n, const T* v) {
-      row_groups([&](int64_t row, auto size) {
-        sum_values<decltype(size)::value>(scores + row * CHUNK + j - from, v, a.v.token, n,
-                                          t.out + row * width_v);
-      });
+      for (int64_t i = 0; i < heads; ++i) {
+        const Head h = of_head(t, i);
+        row_groups([&](int64_t row, auto size) {
+          sum_values<decltype(size)::value>(h.scores + row * CHUNK + j - from, v + i * a.v.head,
+                                            a.v.token, n, h.out + row * width_v);
+        });
+      }
     });
+  }
+
+  void load_queries(const Head& at) const {
+    memset(at.out, 0, sizeof(A) * rows * width_v);
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t h = at.head * group + row / a.Sq, i = row % a.Sq;
+      const T* q = (const T*)a.q.data + at.t.b * a.q.batch + h * a.q.head + i * a.q.token;
+      for (int64_t d = 0; d < a.D; d += L)
+        store(at.queries + row * width + d, load(q + d, a.D - d));
+    }
   }
 
   // scores (ROWS, CHUNK) of n keys: L sums at once, then one transposition for their lanes.
@@ -143,10 +181,12 @@ struct Decode {
     constexpr int KEYS = L / ROWS;
     const int64_t whole = a.D / L * L;
     for (int64_t j = 0; j < n; j += KEYS) {
-      V sums[L] = {};
+      V sums[L];
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) sums[i] = V{}; // an initialiser would be a call to memory
       const T* key[KEYS];
       for (int i = 0; i < KEYS; ++i) key[i] = k + least(j + i, n - 1) * stride;
-      for (int i = 0; i < KEYS; ++i) fetch(k + (j + i + AHEAD) * stride, a.D);
+      for (int i = 0; i < KEYS; ++i) fetch(k + (j + i + ahead) * stride, a.D);
       auto step = [&](int64_t d, int64_t left) __attribute__((always_inline)) {
 #pragma GCC unroll 16
         for (int i = 0; i < KEYS; ++i) {
@@ -166,8 +206,9 @@ struct Decode {
   }
 
   // Scores of one row to weights; its maximum and total.
-  void soften(const Task& t, int64_t row, int64_t from, int64_t to, A* s) const {
-    const int64_t h = t.head * group + row / a.Sq, i = row % a.Sq, n = to - from;
+  void soften(const Head& at, int64_t row, int64_t from, int64_t to, A* s) const {
+    const Task& t = at.t;
+    const int64_t h = at.head * group + row / a.Sq, i = row % a.Sq, n = to - from;
     const A none = (A)-__builtin_inf(), cap = (A)a.softcap;
     const A factor = cap > 0 || a.alibi ? (A)a.scale : (A)a.scale * exponent_unit(A());
     A distances[L]; // of the first keys from the row's own
@@ -203,8 +244,8 @@ struct Decode {
       total += weight;
       store(s + j, weight);
     }
-    t.maximum[row] = maximum;
-    t.total[row] = sum<A>(total);
+    at.maximum[row] = maximum;
+    at.total[row] = sum<A>(total);
   }
 
   // out (ROWS, width_v) += weights (ROWS, CHUNK) of n keys by their values.
@@ -225,7 +266,7 @@ struct Decode {
 #pragma GCC unroll 8
       for (int c = 0; c < COLUMNS; ++c) sums[r][c] = load(out + r * width_v + c * L);
     for (int64_t j = 0; j < n; ++j) {
-      fetch(v + (j + AHEAD) * stride, COLUMNS * L);
+      fetch(v + (j + ahead) * stride, COLUMNS * L);
 #pragma GCC unroll 8
       for (int c = 0; c < COLUMNS; ++c) {
         const V x = COLUMNS > 1 ? load(v + j * stride + c * L) : load(v + j * stride, left);

@@ -9,6 +9,7 @@
 
 #include "product.h"
 #include "vec_math.h"
+#include "work.h"
 
 namespace {
 
@@ -42,16 +43,6 @@ FASTSEQ_INLINE Vec<float> word_of(Vec<float> first, Vec<float> second) {
 }
 FASTSEQ_INLINE Vec<double> word_of(Vec<double> first, Vec<double>) {
   return first;
-}
-
-constexpr int64_t round_up_to(int64_t n, int64_t to) {
-  return (n + to - 1) / to * to;
-}
-constexpr int64_t least(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
-constexpr int64_t most(int64_t a, int64_t b) {
-  return a > b ? a : b;
 }
 
 // Where x(row, k) is: at row * ld + k if ALONG, else at k * ld + row.
@@ -165,44 +156,6 @@ static void pack_across(const T* from, int64_t stride, int64_t width, Acc<T>* to
       transpose<A>(m);
       for (int i = 0; i < L && k + i < K; ++i) store(to + (k + i) * W + n, m[i]);
     }
-}
-
-// Exponentials: floats are kept in units of log2, doubles in natural ones.
-FASTSEQ_INLINE float exponent_unit(float) {
-  return 1.44269504088896341f;
-}
-FASTSEQ_INLINE double exponent_unit(double) {
-  return 1;
-}
-
-template <class V>
-FASTSEQ_INLINE V larger(V a, V b) {
-  return a > b ? a : b;
-}
-#if defined(__AVX512F__) && FASTSEQ_VECTOR_BYTES == 64
-FASTSEQ_INLINE Vec<float> larger(Vec<float> a, Vec<float> b) {
-  return (Vec<float>)_mm512_max_ps((__m512)a, (__m512)b);
-}
-#elif defined(__AVX2__) && FASTSEQ_VECTOR_BYTES == 32
-FASTSEQ_INLINE Vec<float> larger(Vec<float> a, Vec<float> b) {
-  return (Vec<float>)_mm256_max_ps((__m256)a, (__m256)b);
-}
-#endif
-
-// 0 where the result would not be a normal number, as for -infinity; x must not be far above 0.
-FASTSEQ_INLINE Vec<float> exponential(Vec<float> x) {
-  x = larger(splat(-127.0f), x); // 2^-127 is assembled as 0; NaN stays
-  const Vec<float> shift = splat(12582912.0f), shifted = x + shift, r = x - (shifted - shift);
-  Vec<float> p = r * 1.534581183431e-04f + 1.339993121816e-03f;
-  p = p * r + 9.618488957753e-03f;
-  p = p * r + 5.550328776969e-02f;
-  p = p * r + 2.402264689063e-01f;
-  p = p * r + 6.931472057373e-01f;
-  p = p * r + 1.0f;
-  return p * power_of_two(shifted);
-}
-FASTSEQ_INLINE Vec<double> exponential(Vec<double> x) {
-  return exp_clamped(larger(splat(-709.2), x));
 }
 
 } // namespace

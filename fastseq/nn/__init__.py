@@ -1,5 +1,6 @@
 """Drop-in modules on fastseq's operators."""
 
+from .additive import AdditiveAttention, ConcatAttention, DotAttention, GeneralAttention
 from .attention import MultiheadAttention
 from .cells import GRUCell, LSTMCell, RNNCell
 from .rnn import GRU, LSTM, RNN
@@ -15,7 +16,11 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "AdditiveAttention",
+    "ConcatAttention",
+    "DotAttention",
     "GRUCell",
+    "GeneralAttention",
     "LSTMCell",
     "MultiheadAttention",
     "RNNCell",

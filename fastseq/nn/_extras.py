@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
+from ..ops.registration import autocasting as autocasting
+
 SERVED_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -35,10 +37,6 @@ def flag(name: str, value: bool) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
     return value
-
-
-def autocasting(device_type: str) -> bool:
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def is_mask(x: Tensor) -> bool:

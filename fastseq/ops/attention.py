@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import _extension, kernels
+from .. import _extension
 from ..reference import attention as reference
 from ..reference.rnn import accumulate_dtype
 from .gemm import widens
+from .registration import autocast, register, second_gradients
 from .traced import is_traced, plain_autograd_only
 from .vmap import loop_over
 
@@ -70,10 +71,7 @@ for _name, _implementation, _fake in (
     ("attention_backward", reference.attention_backward, _fake_backward),
     ("attention_decode", reference.attention_decode, _fake_decode),
 ):
-    _library.impl(_name, _implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"fastseq::{_name}", _fake, lib=_library)
-    if kernels.available() and hasattr(kernels, _name):
-        _library.impl(_name, getattr(kernels, _name), "CUDA")
+    register(_library, _name, _implementation, _fake)
 _extension.load()
 
 _forward = torch.ops.fastseq.attention_forward.default
@@ -145,42 +143,17 @@ def _setup_backward(ctx, inputs, output) -> None:
 
 
 def _second_gradients(ctx, *grad_gradients: Tensor | None) -> tuple:
-    """Gradients of the gradients: differentiate twice through the plain PyTorch attention."""
     grad_out, grad_lse, q, k, v, _out, _lse, mask, *context = ctx.saved_tensors
-    floating_mask = mask is not None and mask.is_floating_point()
-    with torch.enable_grad():
-        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-        bias = mask.detach().requires_grad_() if floating_mask else mask
-        upstream = [
-            None if g is None else g.detach().requires_grad_() for g in (grad_out, grad_lse)
-        ]
-        results = _plain(*leaves, bias, *context, *ctx.options)
-        variables = [*leaves, bias] if floating_mask else leaves
-        pairs = [(y, g) for y, g in zip(results, upstream) if g is not None]
-        first = torch.autograd.grad(
-            [y for y, _ in pairs],
-            variables,
-            [g for _, g in pairs],
-            create_graph=True,
-            materialize_grads=True,
-        )
-        chosen = [
-            (f, g)
-            for f, g in zip(first, grad_gradients)
-            if g is not None and f.shape == g.shape and f.requires_grad
-        ]
-        inputs = [g for g in upstream if g is not None] + variables
-        second = iter(
-            torch.autograd.grad(
-                [f for f, _ in chosen], inputs, [g for _, g in chosen], allow_unused=True
-            )
-            if chosen
-            else [None] * len(inputs)
-        )
-    of_upstream = [None if g is None else next(second) for g in upstream]
-    of_leaves = [next(second) for _ in leaves]
-    of_mask = next(second) if floating_mask else None
-    return (*of_upstream, *of_leaves, None, None, of_mask, *[None] * (5 + _NUM_OPTIONS))
+    inputs = (q, k, v, mask) if ctx.need_mask else (q, k, v)
+
+    def plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor = mask) -> tuple[Tensor, Tensor]:
+        return _plain(q, k, v, mask, *context, *ctx.options)
+
+    of_upstream, (of_q, of_k, of_v, *of_mask) = second_gradients(
+        plain, inputs, (grad_out, grad_lse), grad_gradients
+    )
+    rest = [None] * (5 + _NUM_OPTIONS)
+    return (*of_upstream, of_q, of_k, of_v, None, None, *(of_mask or [None]), *rest)
 
 
 def _plain(
@@ -249,10 +222,7 @@ def attention(
         out (B, Hq, Sq, Dv) and the log-sum-exp of the scores (B, Hq, Sq). A query that sees no key
         gets zeros, and -inf.
     """
-    device = q.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        q, k, v = (x.to(dtype) if x.dtype != torch.float64 else x for x in (q, k, v))
+    q, k, v = autocast(q, k, v)
     if dropout_p > 0 and seed is None:
         seed = torch.randint(2**62, (), dtype=torch.int64)
     options = (
@@ -272,6 +242,51 @@ def attention(
     if torch.is_grad_enabled() and torch._C._any_requires_grad(q, k, v, mask):
         return _EagerAttention.apply(q, k, v, mask, context)
     return _forward_below_autograd(q, k, v, mask, *context)
+
+
+def attention_weights(
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor,
+    mask: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    average: bool = False,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+) -> Tensor:
+    """The weights that ``attention`` used, from the log-sum-exp it returned; differentiable.
+
+    Returns:
+        (B, Hq, Sq, Sk), or with ``average`` their mean over heads (B, Sq, Sk), made a head at a
+        time.
+    """
+    lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # a query without keys: weights are 0
+    options = reference.Options(
+        q.shape[-1] ** -0.5 if scale is None else scale,
+        dropout_p=dropout_p,
+        max_seqlen_q=q.shape[2],
+        max_seqlen_k=k.shape[2],
+        seed=0 if seed is None else int(seed),
+    )
+    dropped = None
+    if dropout_p > 0:
+        rows, sizes = range(q.shape[0]), (q.shape[2], k.shape[2])
+        dropped = reference.dropout_factors(rows, q.shape[1], sizes, options, q.device)
+
+    def of_heads(at: slice) -> Tensor:
+        bias = mask if mask is None or mask.shape[1] == 1 else mask[:, at]
+        raw = reference.raw_scores(q[:, at].to(lse.dtype), k[:, at].to(lse.dtype), options)
+        weights = torch.exp(reference.masked_scores(raw, bias, None, options) - lse[:, at, :, None])
+        return weights if dropped is None else weights * dropped[:, at].to(weights.dtype)
+
+    heads = q.shape[1]
+    if not average:
+        return of_heads(slice(0, heads)).to(q.dtype)
+    total = of_heads(slice(0, 1))
+    for head in range(1, heads):
+        total = total + of_heads(slice(head, head + 1))
+    return (total.squeeze(1) / heads).to(q.dtype)
 
 
 def attention_and_weights(

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 import fastseq
-from fastseq.benchmarks import g2p, rnn
-from fastseq.benchmarks.cases_rnn import Case, cpu_suite, cuda_suite, suite
+from fastseq.benchmarks import g2p
+from fastseq.benchmarks.cases_rnn import Case, cpu_suite, cuda_suite
 from fastseq.benchmarks.harness import Budget
+from fastseq.benchmarks.rnn import SUITE
+from fastseq.benchmarks.suite import select, succeeded, summarize
 
 CPU = torch.device("cpu")
 SHORT = Budget(seconds=0.0, least=1, most=2)
@@ -35,9 +37,8 @@ TINY = [
 
 @pytest.mark.parametrize("case", TINY, ids=lambda case: case.name)
 def test_case_is_measured(case):
-    entry = rnn.measure(case, CPU, SHORT)
+    entry = SUITE.measure(case, CPU, SHORT)
     assert entry["status"] == "ok", entry
-    # Plain float32 cells are handed to torch, and the report has to say so.
     assert entry["served_by"] == "fastseq"
     assert entry["speedup"] > 0
     assert set(entry["milliseconds"]) == {"fastseq", case.baseline}
@@ -53,7 +54,7 @@ def test_wrong_implementation_gets_no_speed(monkeypatch):
         return output * 1.001, h_n
 
     monkeypatch.setattr(fastseq.GRU, "forward", wrong)
-    entry = rnn.measure(Case("tiny", "GRU", 2, 6, 3), CPU, SHORT)
+    entry = SUITE.measure(Case("tiny", "GRU", 2, 6, 3), CPU, SHORT)
     assert entry["status"] == "failed parity"
     assert "speedup" not in entry
     assert "milliseconds" not in entry
@@ -68,19 +69,19 @@ def test_wrong_gradient_gets_no_speed(monkeypatch):
         return output + (x - x.detach()).sum(), state  # same values, another gradient
 
     monkeypatch.setattr(fastseq.LSTM, "forward", wrong)
-    entry = rnn.measure(Case("tiny", "LSTM", 2, 6, 3, train=True), CPU, SHORT)
+    entry = SUITE.measure(Case("tiny", "LSTM", 2, 6, 3, train=True), CPU, SHORT)
     assert entry["status"] == "failed parity"
     assert "grad input" in entry["parity"]["result"]
 
 
 def test_torch_against_itself_is_told_and_not_counted(monkeypatch, tmp_path):
     monkeypatch.setattr(fastseq.GRU, "forward", torch.nn.GRU.forward)
-    record = rnn.run(tmp_path, CPU, cases=[TINY[1], TINY[0]], budget=SHORT)
+    record = SUITE.run(tmp_path, CPU, cases=[TINY[1], TINY[0]], budget=SHORT)
     handed, ours = record["results"]
     assert handed["served_by"] == "torch"
     assert record["summary"]["served_by_torch"] == 1
     assert record["summary"]["geometric_mean"] == pytest.approx(ours["speedup"])
-    assert "(served by torch)" in (tmp_path / "REPORT.md").read_text()
+    assert "(served by torch)" in (tmp_path / "rnn.md").read_text()
 
 
 def test_run_writes_json_report_and_pictures(tmp_path, monkeypatch, capsys):
@@ -90,7 +91,7 @@ def test_run_writes_json_report_and_pictures(tmp_path, monkeypatch, capsys):
         raise RuntimeError("broken on purpose")
 
     monkeypatch.setattr(fastseq.RNN, "forward", broken)
-    record = rnn.run(tmp_path / "out", CPU, cases=[TINY[2], TINY[0], TINY[14]], budget=SHORT)
+    record = SUITE.run(tmp_path / "out", CPU, cases=[TINY[2], TINY[0], TINY[14]], budget=SHORT)
     assert right is not broken
     found = json.loads((tmp_path / "out" / "rnn.json").read_text())
     assert [e["status"] for e in found["results"]] == ["error", "ok", "ok"]
@@ -98,17 +99,18 @@ def test_run_writes_json_report_and_pictures(tmp_path, monkeypatch, capsys):
     assert found["summary"]["ok"] == 2
     assert found["summary"]["geometric_mean"] == pytest.approx(record["summary"]["geometric_mean"])
     assert found["machine"]["torch"] == torch.__version__
-    report = (tmp_path / "out" / "REPORT.md").read_text()
-    assert TINY[0].name in report
+    assert TINY[0].name in (tmp_path / "out" / "rnn.md").read_text()
+    assert "geometric mean" in (tmp_path / "out" / "REPORT.md").read_text()
     assert TINY[2].name in capsys.readouterr().out
-    assert not rnn.succeeded(record)
-    for picture in ("overview.png", "speedup.png"):
+    assert not succeeded(record)
+    for picture in ("rnn-overview.png", "rnn.png"):
         assert (tmp_path / "out" / picture).read_bytes().startswith(b"\x89PNG")
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         "rnn.json",
+        "rnn.md",
         "REPORT.md",
-        "overview.png",
-        "speedup.png",
+        "rnn-overview.png",
+        "rnn.png",
     }
 
 
@@ -126,14 +128,14 @@ def test_summary_tells_plain_cases_from_flattering_ones():
         entry("c", 100.0, dtype="bfloat16"),
         entry("d", 100.0, baseline="loop"),
     ]
-    summary = rnn.summarize(entries)
+    summary = summarize(entries)
     assert summary["geometric_mean"] == pytest.approx(10.0)
     assert summary["geometric_mean_of_torch_float32"] == pytest.approx(1.0)
     assert summary["slower_than_0.95"] == ["b"]
 
 
 def test_suite_stops_at_its_time_limit(tmp_path):
-    record = rnn.run(tmp_path, CPU, cases=TINY[:2], budget=SHORT, limit_seconds=-1)
+    record = SUITE.run(tmp_path, CPU, cases=TINY[:2], budget=SHORT, limit_seconds=-1)
     assert [e["status"] for e in record["results"]] == ["skipped"] * 2
 
 
@@ -141,8 +143,9 @@ def test_suites_are_sound():
     for cases in (list(cpu_suite()), list(cuda_suite())):
         names = [(c.group, c.name) for c in cases]
         assert len(set(names)) == len(names)
-    assert 5 <= len(suite(CPU, quick=True)) < len(suite(CPU)) / 3
-    assert {c.mode for c in suite(CPU, only="gru TRAIN")} == {"GRU"}
+    cases = SUITE.cases(CPU)
+    assert 5 <= len(select(cases, True, "")) < len(cases) / 3
+    assert {c.mode for c in select(cases, False, "gru TRAIN")} == {"GRU"}
 
 
 def spell_in_numpy(arrays, word):
@@ -184,7 +187,7 @@ def test_trained_model_spells_real_words():
 
 def test_real_model_is_measured_or_skipped(monkeypatch):
     case = Case("m", "GRU", 256, 256, kind="model")
-    entry = rnn.measure(case, CPU, SHORT)
+    entry = SUITE.measure(case, CPU, SHORT)
     assert entry["status"] == ("ok" if g2p.checkpoint() else "skipped"), entry
     monkeypatch.setattr(g2p, "checkpoint", lambda: None)
-    assert rnn.measure(case, CPU, SHORT)["status"] == "skipped"
+    assert SUITE.measure(case, CPU, SHORT)["status"] == "skipped"

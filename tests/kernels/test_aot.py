@@ -29,6 +29,8 @@ def test_quick_builds(tmp_path: Path) -> None:
     assert {
         f"rnn_{p}_{k}" for p in ("forward", "backward") for k in ("step", "sequence", "persistent")
     } <= set(results)
+    parts = ("forward", "delta", "backward_keys", "backward_queries", "backward_mask")
+    assert {f"attention_{p}" for p in (*parts, "decode", "merge")} <= set(results)
     for result in results.values():
         assert result["registers"] > 0 and result["problem"] == ""
     # All of a unit tile's weights are on the chip: 16 units, 4 gates, 1024 long, 2 bytes.

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
+from fastseq.kernels.device import Limits
 from fastseq.kernels.rnn_dispatch import (
-    Limits,
     Problem,
     choose,
     persistent_config,

@@ -10,14 +10,13 @@ from fastseq import kernels
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason=str(kernels.reason()))
 
-from fastseq.kernels.check import in_process  # noqa: E402
-from fastseq.kernels.rnn_cases import cases, groups  # noqa: E402
+from fastseq.kernels.check import Group, cases, groups, in_process  # noqa: E402
 
 
-@pytest.mark.parametrize("group", groups(interpreted=True), ids=" ".join)
-def test_parity(group: tuple[str, str, str]) -> None:
+@pytest.mark.parametrize("group", groups(True, ("rnn",)), ids=" ".join)
+def test_parity(group: Group) -> None:
     outcomes = in_process(group, interpreted=True, seconds=240)
-    assert len(outcomes) == len(list(cases(*group, True)))
+    assert len(outcomes) == len(cases(group, True))
     failed = [outcome for outcome in outcomes if not outcome["passed"]]
     assert not failed, failed
     # Nothing passes for want of results to compare.

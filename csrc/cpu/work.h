@@ -1,0 +1,70 @@
+// The work of one call of a kernel: its memory, its threads, and how they share tasks.
+#pragma once
+
+#include "memory.h"
+#include "team.h"
+
+namespace {
+
+constexpr int64_t round_up_to(int64_t n, int64_t to) {
+  return (n + to - 1) / to * to;
+}
+constexpr int64_t least(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+constexpr int64_t most(int64_t a, int64_t b) {
+  return a > b ? a : b;
+}
+
+// Memory of one call, freed at its end.
+class Memory {
+public:
+  explicit Memory(int64_t bytes) : data_((char*)allocate_aligned(bytes)) {}
+  ~Memory() { free(data_); }
+  Memory(const Memory&) = delete;
+  char* data() const { return data_; }
+
+private:
+  char* data_;
+};
+
+// Cuts pieces off a block; from null, it only counts.
+class Cutter {
+public:
+  explicit Cutter(char* base) : base_(base) {}
+  template <class A>
+  A* take(int64_t count) {
+    A* piece = base_ ? (A*)(base_ + used_) : nullptr;
+    used_ += round_up_to(count * (int64_t)sizeof(A), 64);
+    return piece;
+  }
+  int64_t used() const { return used_; }
+
+private:
+  char* base_;
+  int64_t used_ = 0;
+};
+
+// Calls task(index) for every index below count, from the highest down, on whichever thread is
+// free.
+struct Queue {
+  alignas(64) int64_t next = 0;
+  template <class Task>
+  void drain(int64_t count, const Task& task) {
+    for (int64_t i; (i = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < count;)
+      task(count - 1 - i);
+  }
+};
+
+template <class Work>
+static void on_threads(int threads, const Work& work) {
+  Barrier barrier;
+  if (threads <= 1) return work(Worker{&barrier, 0, 1, false});
+#pragma omp parallel num_threads(threads)
+  work(Worker{&barrier, omp_get_thread_num(), omp_get_num_threads(), false});
+}
+
+} // namespace
+
+#define FASTSEQ_JOIN(a, b) a##b
+#define FASTSEQ_NAME(prefix, isa) FASTSEQ_JOIN(prefix, isa)

@@ -1,0 +1,100 @@
+"""What operators share whose maths is also written in plain PyTorch (``fastseq.reference``)."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import kernels
+from .traced import is_traced
+
+
+def register(library: Any, name: str, plain: Callable, fake: Callable) -> None:
+    """The implementations in Python: Triton's on CUDA, ``plain`` where there is no kernel."""
+    library.impl(name, plain, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fastseq::{name}", fake, lib=library)
+    if kernels.available() and hasattr(kernels, name):
+        library.impl(name, getattr(kernels, name), "CUDA")
+
+
+def eager(op: Callable, setup_context: Callable, backward: Callable) -> Callable:
+    """``op`` for plain eager calls, without torch.library's generic wrapper.
+
+    That takes longer than attention over a short sequence. Traced calls go through the operator.
+    """
+
+    def direct(*arguments: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*arguments)
+
+    class Eager(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *arguments):
+            results = direct(*arguments)
+            setup_context(ctx, arguments, results)
+            return results
+
+        @staticmethod
+        def backward(ctx, *grads):
+            return backward(ctx, *grads)
+
+    def call(*arguments: Any) -> Any:
+        if is_traced():
+            return op(*arguments)
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+            return Eager.apply(*arguments)
+        return direct(*arguments)
+
+    return call
+
+
+def autocasting(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
+def autocast(*tensors: Tensor) -> Iterator[Tensor]:
+    """The tensors in the dtype that autocast asks for; float64 stays."""
+    device = tensors[0].device.type
+    if not autocasting(device):
+        return iter(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return (x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
+
+
+def second_gradients(
+    plain: Callable[..., Sequence[Tensor]],
+    inputs: Sequence[Tensor],
+    upstream: Sequence[Tensor | None],
+    grad_gradients: Sequence[Tensor | None],
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """Gradients of an operator's backward, by differentiating the plain operator twice.
+
+    Args:
+        plain: the operator as a function of ``inputs``, those that have a gradient.
+        upstream: the gradient of each result.
+        grad_gradients: the gradient of each input's gradient.
+
+    Returns:
+        The gradients of ``upstream`` and of ``inputs``.
+    """
+    with torch.enable_grad():
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        given = [None if g is None else g.detach().requires_grad_() for g in upstream]
+        pairs = [(y, g) for y, g in zip(plain(*leaves), given) if g is not None]
+        first = torch.autograd.grad(
+            [y for y, _ in pairs],
+            leaves,
+            [g for _, g in pairs],
+            create_graph=True,
+            materialize_grads=True,
+        )
+        chosen = [
+            (f, g) for f, g in zip(first, grad_gradients) if g is not None and f.requires_grad
+        ]
+        variables = [g for g in given if g is not None] + leaves
+        second: Iterator[Tensor | None] = iter([None] * len(variables))
+        if chosen:
+            fs, gs = zip(*chosen)
+            second = iter(torch.autograd.grad(fs, variables, gs, allow_unused=True))
+    return [None if g is None else next(second) for g in given], list(second)

@@ -1,0 +1,263 @@
+"""Parity of the attention kernels with the reference in float64: the cases, and one's outcome.
+
+Used on a card and under Triton's interpreter by check.py. Sizes are odd, outputs hold NaN before.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .parity import error_ratios
+
+# By the group: options in the order of the operator's, masks by their shape, tensors by a flag.
+FEATURES: dict[str, dict[str, dict[str, Any]]] = {
+    "window": {
+        "plain": {},
+        "causal": {"window": (-1, 0)},
+        "causal, bottom-right": {"window": (-1, 0), "bottom_right": True, "grad_lse": False},
+        "window": {"window": (20, 3), "bottom_right": True, "grad_lse": False},
+        "window ahead, softcap": {"window": (0, 40), "softcap": 2.0},
+        "alibi of a sequence": {"alibi": 2, "window": (-1, 0), "bottom_right": True},
+        "negative scale": {"scale": -0.3, "window": (-1, 5)},
+    },
+    "mask": {
+        "bool": {"mask": "b1qk", "boolean": True},
+        "bool for keys": {"mask": "b11k", "boolean": True, "window": (-1, 0), "dropout_p": 0.3},
+        "bias": {"mask": "bhqk", "window": (-1, 2), "dropout_p": 0.2},
+        "bias, transposed": {"mask": "bhqk", "transposed": True, "lowest": True},
+        "bias of heads": {"mask": "1hqk", "softcap": 1.3, "alibi": 1},
+        "bias of all": {"mask": "11qk", "dropout_p": 0.2, "grad_lse": False},
+        "bias of keys": {"mask": "1h1k", "window": (-1, 0)},
+        "bias of queries": {"mask": "b1q1", "window": (4, 4)},
+        "bias, one": {"mask": "1111"},
+    },
+    "packed": {
+        "dropout": {"dropout_p": 0.3, "window": (-1, 0)},
+        "dropout of all": {"dropout_p": 1.0},
+        "packed": {"packed": True},
+        "packed, causal, dropout": {
+            "packed": True, "window": (-1, 0), "bottom_right": True, "dropout_p": 0.1,
+        },
+        "packed, alibi, softcap": {
+            "packed": True, "alibi": 1, "window": (30, 10), "softcap": 3.0,
+        },
+    },
+    "decode": {
+        "causal": {"window": (-1, 0)},
+        "pages": {"window": (-1, 0), "page": 7},
+        "no window": {"page": 16, "softcap": 2.0},
+        "window, alibi": {"window": (20, 0), "alibi": 1},
+        "pages, window, alibi of a sequence": {"window": (9, 2), "alibi": 2, "page": 5},
+    },
+}  # fmt: skip
+# batch, query heads, key heads, queries, keys, width of heads, of values.
+_SMALL = [(1, 2, 1, 17, 65, 24, 24), (2, 2, 1, 33, 20, 80, 20), (1, 2, 2, 65, 17, 64, 16)]
+_EDGES = [(1, 1, 1, 1, 130, 64, 64), (1, 3, 3, 20, 1, 1, 3), (2, 1, 1, 3, 0, 4, 4)]
+_LARGE = [
+    (2, 4, 2, 130, 257, 64, 64), (1, 6, 2, 515, 301, 128, 128), (3, 2, 1, 77, 333, 80, 24),
+    (1, 2, 2, 200, 190, 256, 256), (1, 1, 1, 1, 1000, 128, 64), (2, 4, 4, 1, 1, 1, 1),
+    (2, 4, 1, 600, 5, 40, 72), (1, 1, 1, 3, 0, 16, 16), (2, 8, 2, 1024, 1024, 64, 64),
+]  # fmt: skip
+# Of decoding, where keys stands for the capacity of each cache.
+_SMALL_DECODE = [(2, 4, 2, 1, 70, 24, 24), (3, 2, 1, 3, 50, 64, 20), (2, 9, 1, 2, 33, 16, 80)]
+_EDGES_DECODE = [(1, 1, 1, 1, 65, 1, 1), (2, 2, 2, 5, 3, 40, 40)]
+_LARGE_DECODE = [
+    (3, 8, 2, 1, 5000, 128, 128), (2, 6, 6, 3, 515, 64, 64), (70, 4, 1, 1, 300, 80, 40),
+    (2, 32, 1, 4, 1000, 256, 256), (1, 2, 1, 1, 1, 16, 16),
+]  # fmt: skip
+RESULTS = ("out", "lse", "grad_q", "grad_k", "grad_v", "grad_mask")
+
+
+@dataclass(frozen=True)
+class Case:
+    group: str
+    feature: str
+    dtype: str
+    shape: tuple[int, ...]
+    layout: int  # 0: as the shape says; 1: tokens before heads; 2: a slice of something wider
+
+
+def groups(interpreted: bool) -> list[tuple[str, str]]:
+    """(group, dtype); each is run in a process of its own."""
+    # The interpreter rounds bfloat16 wrongly where the mantissa overflows.
+    dtypes = ("float32", "float16") if interpreted else ("float32", "bfloat16", "float16")
+    return [(group, dtype) for group in FEATURES for dtype in dtypes]
+
+
+def cases(group: str, dtype: str, interpreted: bool) -> Iterator[Case]:
+    """All features with all shapes on a card; in turn under the interpreter, which is slow."""
+    decode = group == "decode"
+    small, edges = (_SMALL_DECODE, _EDGES_DECODE) if decode else (_SMALL, _EDGES)
+    for n, feature in enumerate(FEATURES[group]):
+        if not interpreted:
+            shapes = _LARGE_DECODE if decode else _LARGE
+        elif dtype == "float32":
+            shapes = [small[n % len(small)], edges[n % len(edges)]]
+        else:  # differs in what is rounded, not in what is computed
+            shapes = [small[n % len(small)]] if n % 2 == 0 else []
+        for m, shape in enumerate(shapes):
+            yield Case(group, feature, dtype, shape, (n + m) % 3)
+
+
+def _random(generator: torch.Generator, dtype: torch.dtype, layout: int, *size: int) -> Tensor:
+    x = torch.randn(*size, generator=generator).to(dtype)
+    if layout == 1 and len(size) == 4:
+        return x.transpose(1, 2).contiguous().transpose(1, 2)
+    if layout == 2 and len(size) == 4:
+        wide = x.new_empty(*size[:3], size[3] + 3)
+        wide[..., 1:-2] = x
+        return wide[..., 1:-2]
+    return x
+
+
+def _mask(
+    chosen: dict[str, Any], generator: torch.Generator, dtype: torch.dtype, full: tuple[int, ...]
+) -> Tensor | None:
+    if "mask" not in chosen:
+        return None
+    sizes = dict(zip("bhqk", full))
+    mask = _random(generator, dtype, 0, *(sizes.get(letter, 1) for letter in chosen["mask"]))
+    if chosen.get("boolean"):
+        return mask > -0.3
+    if chosen.get("lowest"):
+        mask[..., ::3] = torch.finfo(dtype).min
+        mask[:, :, 1::5] = -torch.inf
+    return mask.mT.contiguous().mT if chosen.get("transposed") else mask
+
+
+def _bounds(n: int, sequences: int, generator: torch.Generator) -> Tensor:
+    """n tokens cut into sequences, some of them empty."""
+    cuts = torch.randint(n + 1, (sequences - 1,), generator=generator).sort()[0]
+    return torch.cat([torch.zeros(1), cuts, torch.full((1,), n)]).int()
+
+
+def arguments(case: Case) -> tuple[dict[str, Any], tuple[Any, ...], bool]:
+    """Tensors by name, the operators' options, and whether the mask's gradient is wanted."""
+    chosen = FEATURES[case.group][case.feature]
+    batch, heads, key_heads, sq, sk, dim, value_dim = case.shape
+    dtype = getattr(torch, case.dtype)
+    generator = torch.Generator().manual_seed(sum(case.shape))
+    packed = chosen.get("packed", False)
+    rows = 1 if packed else batch
+
+    def new(*size: int) -> Tensor:
+        return _random(generator, dtype, case.layout, *size)
+
+    bounds: list[Tensor | None] = [None, None]
+    longest = [sq, sk]
+    if packed:
+        cut = [_bounds(n, batch + 2, generator) for n in (sq, sk)]
+        bounds, longest = list(cut), [int(b.diff().max()) for b in cut]
+    alibi = chosen.get("alibi", 0)
+    slopes = torch.rand((batch, heads)[2 - alibi :], generator=generator) if alibi else None
+    mask = _mask(chosen, generator, dtype, (batch, heads, sq, sk))
+    tensors = {
+        "grad_out": new(rows, heads, sq, value_dim),
+        "grad_lse": new(rows, heads, sq).float() if chosen.get("grad_lse", True) else None,
+        "q": new(rows, heads, sq, dim),
+        "k": new(rows, key_heads, sk, dim),
+        "v": new(rows, key_heads, sk, value_dim),
+        "mask": mask,
+        "cu_seqlens_q": bounds[0],
+        "cu_seqlens_k": bounds[1],
+        "alibi_slopes": slopes,
+    }
+    options = (
+        chosen.get("scale", dim**-0.5), *chosen.get("window", (-1, -1)),
+        chosen.get("bottom_right", False), chosen.get("softcap", 0.0),
+        chosen.get("dropout_p", 0.0), *longest,
+    )  # fmt: skip
+    return tensors, options, mask is not None and mask.is_floating_point()
+
+
+def _moved(tensors: dict[str, Any], **to: Any) -> dict[str, Any]:
+    """Floating tensors only, where a dtype is given."""
+    return {
+        name: x.to(**to) if x is not None and (x.is_floating_point() or "device" in to) else x
+        for name, x in tensors.items()
+    }
+
+
+def decode_arguments(case: Case) -> tuple[dict[str, Any], tuple[Any, ...]]:
+    """Tensors by name, and the operator's options; lengths from 0 to the capacity."""
+    chosen = FEATURES[case.group][case.feature]
+    batch, heads, key_heads, sq, capacity, dim, value_dim = case.shape
+    generator = torch.Generator().manual_seed(sum(case.shape))
+    page = chosen.get("page", 0)
+    blocks = -(-capacity // page) if page else 0
+    rows = (batch * blocks + 3, page) if page else (batch, capacity)
+    table = None
+    if page:
+        table = torch.randperm(rows[0], generator=generator)[: batch * blocks]
+        table = table.view(batch, blocks).int()
+    lengths = torch.randint(capacity + 1, (batch,), generator=generator).int()
+    lengths[0], lengths[-1] = (capacity, 0) if batch > 1 else (capacity, capacity)
+    alibi = chosen.get("alibi", 0)
+
+    def new(*size: int) -> Tensor:
+        return _random(generator, getattr(torch, case.dtype), case.layout, *size)
+
+    tensors = {
+        "q": new(batch, heads, sq, dim),
+        "k_cache": new(rows[0], key_heads, rows[1], dim),
+        "v_cache": new(rows[0], key_heads, rows[1], value_dim),
+        "cache_seqlens": lengths,
+        "block_table": table,
+        "alibi_slopes": torch.rand((batch, heads)[2 - alibi :], generator=generator)
+        if alibi
+        else None,
+    }
+    window = chosen.get("window", (-1, -1))
+    return tensors, (dim**-0.5, *window, chosen.get("softcap", 0.0))
+
+
+def _run_decode(case: Case, device: str) -> dict[str, float]:
+    from ..reference import attention as reference
+    from . import attention
+
+    tensors, options = decode_arguments(case)
+    exact = reference.attention_decode(*_moved(tensors, dtype=torch.float64).values(), *options)
+    plain = reference.attention_decode(*tensors.values(), *options)
+    ours = attention.attention_decode(*_moved(tensors, device=device).values(), *options)
+    return error_ratios(RESULTS, ours, plain, exact)
+
+
+def run(case: Case, device: str) -> dict[str, float]:
+    """Error of each result over the allowed error; all must be at most 1."""
+    from ..reference import attention as reference
+    from . import attention
+
+    if device == "cpu":
+        os.environ["FASTSEQ_ATTENTION_TILE"] = "16,16"
+    if case.group == "decode":
+        return _run_decode(case, device)
+    tensors, options, need_mask = arguments(case)
+    seed = torch.tensor((1 << 40) + 7)
+
+    def both(module: Any, given: dict[str, Any]) -> list[Tensor]:
+        given = dict(given)
+        upstream = given.pop("grad_out"), given.pop("grad_lse")
+        q, k, v, *context = given.values()
+        out, lse = module.attention_forward(q, k, v, *context, seed, *options)
+        return [
+            out, lse,
+            *module.attention_backward(
+                *upstream, q, k, v, out, lse, *context, seed, *options, need_mask
+            ),
+        ]  # fmt: skip
+
+    exact = both(reference, _moved(tensors, dtype=torch.float64))
+    plain = both(reference, tensors)
+    ours = both(attention, _moved(tensors, device=device))
+    batch, heads, _, sq, sk, _, value_dim = case.shape
+    # The gradient of a score is a small difference of products of this size, of which delta holds
+    # one made from the rounded output; an element of a broadcast mask sums many.
+    sizes = dict.fromkeys(RESULTS[2:], value_dim**0.5)
+    if need_mask:
+        terms = batch * heads * sq * sk / max(1, exact[5].numel())
+        sizes["grad_mask"] *= max(1, terms) ** 0.5
+    return error_ratios(RESULTS, ours, plain, exact, sizes)

@@ -1,0 +1,173 @@
+"""What the attention kernels share: visible tiles, scores, dropout, a step of the online softmax.
+
+Numbers travel in tuples: ``lengths`` (sq, sk), ``window`` (offset, left, right), ``form`` (scale,
+softcap, slope, mask, its strides over queries and keys) and ``draw`` (seed, threshold, keep_scale,
+row, quads), dropout's.
+
+A tile of scores lies either way round: ``i`` (queries) and ``j`` (keys) are indices within their
+sequence, one a column, the other a row. Scores are in units of log 2, so that exp2 serves. Under an
+added mask they are natural: finfo.min, which masks often hold, would overflow in other units.
+"""
+
+import triton
+import triton.language as tl
+
+from .elementary import tanh
+
+# Numbers that differ from call to call: not worth a kernel each.
+RUNTIME = ("sq", "sk", "left", "right", "seed", "threshold", "rows", "quads", "sizes")
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def sequence(cu_seqlens, b, length, VARLEN: tl.constexpr):
+    """First token of sequence b in its row, and how many it has."""
+    start = tl.cast(0, tl.int64)
+    size = length
+    if VARLEN:
+        start = tl.load(cu_seqlens + b).to(tl.int64)
+        size = (tl.load(cu_seqlens + b + 1).to(tl.int64) - start).to(tl.int32)
+    return start, size
+
+
+@triton.jit
+def load_rows(
+    base, first, count, stride, W: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    CHECK: tl.constexpr,  # whether rows may lie at or beyond count
+    INDEX: tl.constexpr,  # type of offsets within a tile
+):  # fmt: skip
+    """Rows first … of a (count, W) matrix as a [ROWS, COLUMNS] tile, 0 beyond."""
+    r = tl.arange(0, ROWS)[:, None]
+    c = tl.arange(0, COLUMNS)[None, :]
+    at = base + tl.cast(first, tl.int64) * stride + (r.to(INDEX) * stride + c)
+    if CHECK and COLUMNS > W:
+        x = tl.load(at, mask=(first + r < count) & (c < W), other=0)
+    elif CHECK:
+        x = tl.load(at, mask=first + r < count, other=0)
+    elif COLUMNS > W:
+        x = tl.load(at, mask=c < W, other=0)
+    else:
+        x = tl.load(at)
+    return x
+
+
+@triton.jit
+def store_rows(
+    base, x, first, count, stride, W: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    INDEX: tl.constexpr,
+):  # fmt: skip
+    """The other way."""
+    r = tl.arange(0, ROWS)[:, None]
+    c = tl.arange(0, COLUMNS)[None, :]
+    at = base + tl.cast(first, tl.int64) * stride + (r.to(INDEX) * stride + c)
+    tl.store(at, x.to(base.dtype.element_ty), mask=(first + r < count) & (c < W))
+
+
+@triton.jit
+def tiles_seen(start, SIZE: tl.constexpr, window, count, TILE: tl.constexpr):
+    """Tiles of the other side, of ``count`` items, that items start … start + SIZE - 1 see.
+
+    Item a sees b where -left <= b - a - offset <= right. Tiles first … end - 1 are seen in part,
+    full … full_end - 1 of them wholly, by every item.
+    """
+    offset, left, right = window
+    last = start + SIZE - 1
+    first = tl.maximum(start + offset - left, 0) // TILE
+    end = tl.cdiv(tl.maximum(tl.minimum(last + offset + right + 1, count), 0), TILE)
+    end = tl.maximum(end, first)
+    full = tl.cdiv(tl.maximum(last + offset - left, 0), TILE)
+    full = tl.minimum(tl.maximum(full, first), end)
+    full_end = tl.maximum(tl.minimum(start + offset + right + 1, count), 0) // TILE
+    full_end = tl.minimum(tl.maximum(full_end, full), end)
+    return first, full, full_end, end
+
+
+@triton.jit
+def scores(
+    product,  # q k^T
+    i, j, lengths, window, form,
+    CHECK: tl.constexpr,  # whether some of the tile's keys may not be seen
+    SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, MASK: tl.constexpr,
+):  # fmt: skip
+    """Scores, -inf where a key may not be seen; and the tanh of the softcap, for its derivative."""
+    sq, sk = lengths
+    scale, softcap, slope, mask, mask_q, mask_k = form
+    unit: tl.constexpr = 1.0 if MASK == "added" else LOG2E
+    t = product
+    if SOFTCAP:
+        t = tanh(product * (scale / softcap))
+        s = t * (softcap * unit)
+    else:
+        s = product * (scale * unit)
+    if ALIBI:
+        s -= (slope * unit) * tl.abs(i + (sk - sq) - j).to(tl.float32)
+    if MASK is not None:
+        at = mask + (i.to(tl.int64) * mask_q + j.to(tl.int64) * mask_k)
+        added = tl.load(at, mask=(i < sq) & (j < sk), other=0)
+        if MASK == "added":
+            s += added.to(tl.float32)
+        else:
+            s = tl.where(added, s, float("-inf"))
+    if CHECK:
+        offset, left, right = window
+        distance = j - i - offset
+        seen = (distance <= right) & (distance >= -left) & (j < sk)
+        s = tl.where(seen, s, float("-inf"))
+    return s, t
+
+
+@triton.jit
+def power(s, MASK: tl.constexpr):
+    """e to the power of a difference of scores."""
+    if MASK == "added":
+        s = s * LOG2E
+    return tl.exp2(s)
+
+
+@triton.jit
+def score_of_lse(lse, MASK: tl.constexpr):
+    """The log-sum-exp in the units of scores; +inf where a query saw no key: weights are then 0."""
+    unit: tl.constexpr = 1.0 if MASK == "added" else LOG2E
+    return tl.where(lse == float("-inf"), float("inf"), lse * unit)
+
+
+@triton.jit
+def lse_of(m, l, MASK: tl.constexpr):
+    """The natural log-sum-exp from the largest score m, and l, the sum of the weights over it."""
+    if MASK != "added":
+        m = m / LOG2E
+    return tl.where(l == 0, float("-inf"), m + tl.log(l))
+
+
+@triton.jit
+def kept(draw, first_query, first_key, BM: tl.constexpr, BN: tl.constexpr):
+    """Which weights of a [BM, BN] tile dropout keeps: four keys share a counter.
+
+    Counter (row + query)·quads + key // 4 of Philox's stream 2; word key % 4.
+    """
+    seed, threshold, _, row, quads = draw
+    query = row + first_query + tl.arange(0, BM)
+    counter = query[:, None] * quads + (first_key // 4 + tl.arange(0, BN // 4))[None, :]
+    low = (counter & 0xFFFFFFFF).to(tl.uint32)
+    high = (counter >> 32).to(tl.uint32)
+    zero = low * 0
+    word0, word1, word2, word3 = tl.philox(seed, low, high, zero + 2, zero)
+    words = tl.join(tl.join(word0, word2), tl.join(word1, word3))
+    return tl.reshape(words, [BM, BN]) >= tl.cast(threshold, tl.uint32)
+
+
+@triton.jit
+def absorb(acc, m, l, s, v, keep, DROPOUT: tl.constexpr, MASK: tl.constexpr, P: tl.constexpr):
+    """A step of the online softmax: scores s [BM, BN] and values v [BN, DV] join acc, m and l.
+
+    P is the precision of float32 products. acc is not divided by l, nor scaled for dropout.
+    """
+    new_m = tl.maximum(m, tl.max(s, 1))
+    base = tl.where(new_m == float("-inf"), 0.0, new_m)  # no key seen so far
+    p = power(s - base[:, None], MASK)
+    shrink = power(m - base, MASK)
+    l = l * shrink + tl.sum(p, 1)
+    if DROPOUT:
+        p = tl.where(keep, p, 0.0)
+    acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision=P)
+    return acc, new_m, l
