@@ -15,6 +15,9 @@ from fastseq.integrations import torch_flash
 if not hasattr(torch.nn.attention, "register_flash_attention_impl"):
     pytest.skip("this torch has no registry", allow_module_level=True)
 
+# torch tells, once, that its own kernel is overridden.
+pytestmark = pytest.mark.filterwarnings("ignore:Warning only once for all operators")
+
 
 @pytest.fixture
 def active() -> Iterator[None]:
