@@ -223,6 +223,7 @@ def attention_and_weights(
     v: Tensor,
     mask: Tensor | None = None,
     *,
+    scale: float | None = None,
     average: bool = False,
     dropout_p: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
