@@ -17,6 +17,7 @@ from .elementary import tanh
 # Numbers that differ from call to call: not worth a kernel each.
 RUNTIME = ("sq", "sk", "left", "right", "seed", "threshold", "rows", "quads", "sizes")
 LOG2E = tl.constexpr(1.4426950408889634)
+LEFT_OUT = tl.constexpr(-2.3e38)  # as in the reference: such a mask leaves the key out
 
 
 @triton.jit
@@ -105,7 +106,8 @@ def scores(
         at = mask + (i.to(tl.int64) * mask_q + j.to(tl.int64) * mask_k)
         added = tl.load(at, mask=(i < sq) & (j < sk), other=0)
         if MASK == "added":
-            s += added.to(tl.float32)
+            bias = added.to(tl.float32)
+            s = tl.where(bias < LEFT_OUT, float("-inf"), s + bias)
         else:
             s = tl.where(added, s, float("-inf"))
     if CHECK:

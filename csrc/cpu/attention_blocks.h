@@ -124,15 +124,19 @@ FASTSEQ_INLINE A mask_value(const M* p) {
   return (A)as_number(*p);
 }
 
+// An added mask below this, as torch.finfo(torch.float32).min is, leaves the key out like
+// -infinity: in float32 it would swallow the score, and its log-sum-exp lose the number of keys.
+constexpr double LEFT_OUT = -2.3e38;
+
 // Adds n elements of a mask, from `at` on, to as many scores.
 template <class A, class M>
 static void add_mask_row(const M* mask, int64_t step, int64_t n, A* s) {
   for (int64_t j = 0; j < n; ++j) {
     const A value = mask_value<A>(mask + j * step);
-    if (sizeof(M) > 1)
-      s[j] += value * exponent_unit(A());
-    else if (value == 0)
+    if (sizeof(M) > 1 ? value < (A)LEFT_OUT : value == 0)
       s[j] = (A)-__builtin_inf();
+    else if (sizeof(M) > 1)
+      s[j] += value * exponent_unit(A());
   }
 }
 template <class A>
@@ -302,11 +306,11 @@ private:
     const int64_t step = args->mask.key;
     const A unit_ = exponent_unit(A());
     auto add = [&](int64_t j, V value) {
-      const V x = load(s + j * ld);
+      const V x = load(s + j * ld), none = splat((A)-__builtin_inf());
       if (sizeof(M) == 1)
-        store(s + j * ld, value > 0 ? x : splat((A)-__builtin_inf()));
+        store(s + j * ld, value > 0 ? x : none);
       else
-        store(s + j * ld, x + value * unit_);
+        store(s + j * ld, value < splat((A)LEFT_OUT) ? none : x + value * unit_);
     };
     auto across = [&](int64_t key) {
       A part[L];

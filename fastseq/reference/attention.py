@@ -15,6 +15,11 @@ from .philox import philox, threshold
 from .rnn import accumulate_dtype
 
 
+# An added mask below this, as torch.finfo(torch.float32).min is, leaves the key out like -inf: in
+# float32 it would swallow the score, and its log-sum-exp lose the number of keys.
+LEFT_OUT = -2.3e38
+
+
 class Options(NamedTuple):
     """What a score is besides q·k: the same for every backend."""
 
@@ -80,8 +85,10 @@ def masked_scores(
         i, j = torch.arange(sq, device=s.device)[:, None], torch.arange(sk, device=s.device)
         s = s - slopes * (i + sk - sq - j).abs()
     if mask is not None:
-        boolean = mask.dtype == torch.bool
-        s = s.masked_fill(~mask, -torch.inf) if boolean else s + mask.to(s.dtype)
+        if mask.dtype == torch.bool:
+            s = s.masked_fill(~mask, -torch.inf)
+        else:
+            s = (s + mask.to(s.dtype)).masked_fill(mask < LEFT_OUT, -torch.inf)
     inside = allowed(sq, sk, options, s.device)
     return s if inside is None else s.masked_fill(~inside, -torch.inf)
 

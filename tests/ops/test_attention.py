@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.library import opcheck
 
 from fastseq.ops.attention import attention, attention_decode
+from fastseq.reference import attention as reference
 
 SEED = torch.tensor(987654321987)
 
@@ -189,3 +190,25 @@ def test_compile_without_graph_breaks() -> None:
             torch.autograd.grad(call(*inputs), inputs),
         ):
             torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("queries", [1, 9])
+@pytest.mark.parametrize("lowest", [-torch.inf, torch.finfo(torch.float32).min])
+def test_row_of_lowest_mask_gives_zeros_and_no_gradient(queries: int, lowest: float) -> None:
+    """As masks of finfo.min make them: a softmax of such scores would forget the scores."""
+    q, k, v = (torch.randn(1, 2, n, 8, requires_grad=True) for n in (queries, 6, 6))
+    mask = torch.zeros(1, 1, queries, 6)
+    mask[..., 0, :] = lowest
+    mask[..., 0, 4:] = -torch.inf
+    mask[..., -1:, 5] = lowest
+    arguments = (mask, None, None, None, None, 0.3, -1, -1, False, 0.0, 0.0, queries, 6)
+    for out, lse in (
+        torch.ops.fastseq.attention_forward(q, k, v, *arguments),
+        reference.attention_forward(q, k, v, *arguments),
+    ):
+        assert torch.equal(out[:, :, 0], torch.zeros(1, 2, 8))
+        assert (lse[:, :, 0] == -torch.inf).all()
+        grads = torch.autograd.grad(out.sum(), (q, k, v))
+        assert grads[0][:, :, 0].count_nonzero() == 0
+        assert all(g.isfinite().all() for g in grads)
+        assert grads[2][:, :, 5].count_nonzero() == (0 if queries == 1 else 2 * 8)
