@@ -62,9 +62,13 @@ def _results(function: Callable[[], Tensor], leaves: dict[str, Tensor], train: b
     return found
 
 
-def _moved(tensors: dict[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+def _moved(
+    tensors: dict[str, Tensor], dtype: torch.dtype | None = None, train: bool = True
+) -> dict[str, Tensor]:
     """Fresh leaves."""
-    return {name: x.detach().to(dtype or x.dtype).requires_grad_() for name, x in tensors.items()}
+    return {
+        name: x.detach().to(dtype or x.dtype).requires_grad_(train) for name, x in tensors.items()
+    }
 
 
 def _work(

@@ -258,7 +258,7 @@ def attention_and_weights(
             bias = own.expand(batch, count, sq, sk).flatten(0, 1).to(of_q.dtype)
         scores = torch.baddbmm(bias, of_q, of_k.mT, beta=beta, alpha=alpha)
         # A query that sees no key has weights of zero.
-        weights = scores.softmax(-1) if mask is None else torch._safe_softmax(scores, -1)
+        weights = scores.softmax(-1) if mask is None else torch.ops.aten._safe_softmax(scores, -1)
         weights = F.dropout(weights, dropout_p) if dropout_p > 0 else weights
         each = [x.unflatten(0, (batch, count)).to(q.dtype) for x in (weights @ of_v, weights)]
         return each[0], each[1].sum(1) if average else each[1]

@@ -28,22 +28,20 @@ def eager(op: Callable, setup_context: Callable, backward: Callable) -> Callable
         with torch._C._AutoDispatchBelowAutograd():
             return op(*arguments)
 
-    class Eager(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, *arguments):
-            results = direct(*arguments)
-            setup_context(ctx, arguments, results)
-            return results
+    def forward(ctx, *arguments):
+        results = direct(*arguments)
+        setup_context(ctx, arguments, results)
+        return results
 
-        @staticmethod
-        def backward(ctx, *grads):
-            return backward(ctx, *grads)
+    # Made by name, which shows as the results' grad_fn.
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    function: Any = type(str(op).split(".")[1], (torch.autograd.Function,), methods)
 
     def call(*arguments: Any) -> Any:
         if is_traced():
             return op(*arguments)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
-            return Eager.apply(*arguments)
+            return function.apply(*arguments)
         return direct(*arguments)
 
     return call

@@ -14,7 +14,6 @@ from torch import Tensor
 from .philox import philox, threshold
 from .rnn import accumulate_dtype
 
-
 # An added mask below this, as torch.finfo(torch.float32).min is, leaves the key out like -inf: in
 # float32 it would swallow the score, and its log-sum-exp lose the number of keys.
 LEFT_OUT = -2.3e38
