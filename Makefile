@@ -24,7 +24,7 @@ test: build
 	$(PY) -m pytest tests $(TEST_ARGS)
 
 bench: build
-	$(PY) -m fastseq.cli bench rnn --out $(OUT) $(BENCH_ARGS)
+	$(PY) -m fastseq.cli bench rnn attention --out $(OUT) $(BENCH_ARGS)
 
 lint: $(VENV)/.deps
 	$(PY) -m ruff check .

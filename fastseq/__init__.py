@@ -1,4 +1,4 @@
-"""fastseq: drop-in recurrent layers and attention for PyTorch, fast on CPU and GPU."""
+"""fastseq: drop-in recurrent layers, attention and transformers for PyTorch, on fused kernels."""
 
 from pathlib import Path as _Path
 

@@ -176,18 +176,11 @@ struct Backward {
   }
 };
 
+template <class T>
+void backward(const AdditiveBackwardArgs& args) {
+  Backward<T>(args).run();
+}
+
 } // namespace
 
-extern "C" void FASTSEQ_NAME(fastseq_additive_backward_,
-                             FASTSEQ_ISA)(const fastseq::AdditiveBackwardArgs* args) {
-  switch (args->dtype) {
-  case F64:
-    return Backward<double>(*args).run();
-  case F32:
-    return Backward<float>(*args).run();
-  case BF16:
-    return Backward<bf16>(*args).run();
-  case F16:
-    return Backward<f16>(*args).run();
-  }
-}
+FASTSEQ_ENTRY(additive_backward, AdditiveBackwardArgs, backward)

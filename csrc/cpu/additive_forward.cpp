@@ -142,18 +142,11 @@ struct Forward {
   }
 };
 
+template <class T>
+void forward(const AdditiveForwardArgs& args) {
+  Forward<T>(args).run();
+}
+
 } // namespace
 
-extern "C" void FASTSEQ_NAME(fastseq_additive_forward_,
-                             FASTSEQ_ISA)(const fastseq::AdditiveForwardArgs* args) {
-  switch (args->dtype) {
-  case F64:
-    return Forward<double>(*args).run();
-  case F32:
-    return Forward<float>(*args).run();
-  case BF16:
-    return Forward<bf16>(*args).run();
-  case F16:
-    return Forward<f16>(*args).run();
-  }
-}
+FASTSEQ_ENTRY(additive_forward, AdditiveForwardArgs, forward)

@@ -306,18 +306,11 @@ struct Decode {
   }
 };
 
+template <class T>
+void decode(const DecodeArgs& args) {
+  Decode<T>(args).run();
+}
+
 } // namespace
 
-extern "C" void FASTSEQ_NAME(fastseq_attention_decode_,
-                             FASTSEQ_ISA)(const fastseq::DecodeArgs* args) {
-  switch (args->dtype) {
-  case F64:
-    return Decode<double>(*args).run();
-  case F32:
-    return Decode<float>(*args).run();
-  case BF16:
-    return Decode<bf16>(*args).run();
-  case F16:
-    return Decode<f16>(*args).run();
-  }
-}
+FASTSEQ_ENTRY(attention_decode, DecodeArgs, decode)

@@ -298,18 +298,11 @@ struct Forward {
   }
 };
 
+template <class T>
+void forward(const AttentionArgs& args) {
+  Forward<T>(args).run();
+}
+
 } // namespace
 
-extern "C" void FASTSEQ_NAME(fastseq_attention_forward_,
-                             FASTSEQ_ISA)(const fastseq::AttentionArgs* args) {
-  switch (args->dtype) {
-  case F64:
-    return Forward<double>(*args).run();
-  case F32:
-    return Forward<float>(*args).run();
-  case BF16:
-    return Forward<bf16>(*args).run();
-  case F16:
-    return Forward<f16>(*args).run();
-  }
-}
+FASTSEQ_ENTRY(attention_forward, AttentionArgs, forward)

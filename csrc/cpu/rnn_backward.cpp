@@ -37,9 +37,8 @@ struct Backward : Direction<T> {
   void run() {
     switch (args.mode) {
     case RNN_TANH:
-      return run_mode<RNN_TANH>();
     case RNN_RELU:
-      return run_mode<RNN_RELU>();
+      return run_mode<RNN_TANH>(); // the same but for a line
     case LSTM:
       return run_mode<LSTM>();
     case GRU:
@@ -230,7 +229,7 @@ struct Backward : Direction<T> {
       pre[0] = dn * load((const T*)bwd.hn + r.at * H + j, n) * x[0] * (1 - x[0]);
       pre[1] = dh * (before - x[2]) * x[1] * (1 - x[1]);
       pre[2] = dn;
-    } else if constexpr (MODE == RNN_TANH) {
+    } else if (args.mode == RNN_TANH) {
       pre[0] = dh * (1 - x[0] * x[0]);
     } else {
       pre[0] = x[0] > 0 ? dh : V{};
@@ -362,16 +361,4 @@ void backward(const BackwardArgs& given) {
 
 } // namespace
 
-extern "C" void FASTSEQ_NAME(fastseq_rnn_backward_,
-                             FASTSEQ_ISA)(const fastseq::BackwardArgs* args) {
-  switch (args->dtype) {
-  case fastseq::F64:
-    return backward<double>(*args);
-  case fastseq::F32:
-    return backward<float>(*args);
-  case fastseq::BF16:
-    return backward<bf16>(*args);
-  case fastseq::F16:
-    return backward<f16>(*args);
-  }
-}
+FASTSEQ_ENTRY(rnn_backward, BackwardArgs, backward)

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../scan_args.h"
+#include "entry.h"
 #include "memory.h"
 #include "philox.h"
 #include "product.h"
@@ -191,6 +192,3 @@ static int useful_threads(const ScanArgs& a) {
 }
 
 } // namespace
-
-#define FASTSEQ_JOIN(a, b) a##b
-#define FASTSEQ_NAME(prefix, isa) FASTSEQ_JOIN(prefix, isa)

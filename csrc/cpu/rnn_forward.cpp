@@ -42,9 +42,8 @@ struct Forward : Direction<T> {
   void run() {
     switch (args.mode) {
     case RNN_TANH:
-      return run_mode<RNN_TANH>();
     case RNN_RELU:
-      return run_mode<RNN_RELU>();
+      return run_mode<RNN_TANH>(); // the same but for a line
     case LSTM:
       return run_mode<LSTM>();
     case GRU:
@@ -244,7 +243,7 @@ struct Forward : Direction<T> {
       state(r, local, (1 - x[1]) * x[2] + x[1] * before, j);
     } else {
       const V y = x[0] + u[0];
-      x[0] = MODE == RNN_TANH ? tanh(y) : y < 0 ? V{} : y;
+      x[0] = args.mode == RNN_TANH ? tanh(y) : y < 0 ? V{} : y;
       state(r, local, x[0], j);
     }
     if (fwd.save)
@@ -359,15 +358,4 @@ void forward(const ForwardArgs& given) {
 
 } // namespace
 
-extern "C" void FASTSEQ_NAME(fastseq_rnn_forward_, FASTSEQ_ISA)(const fastseq::ForwardArgs* args) {
-  switch (args->dtype) {
-  case fastseq::F64:
-    return forward<double>(*args);
-  case fastseq::F32:
-    return forward<float>(*args);
-  case fastseq::BF16:
-    return forward<bf16>(*args);
-  case fastseq::F16:
-    return forward<f16>(*args);
-  }
-}
+FASTSEQ_ENTRY(rnn_forward, ForwardArgs, forward)

@@ -1,6 +1,7 @@
 // The work of one call of a kernel: its memory, its threads, and how they share tasks.
 #pragma once
 
+#include "entry.h"
 #include "memory.h"
 #include "team.h"
 
@@ -65,6 +66,3 @@ static void on_threads(int threads, const Work& work) {
 }
 
 } // namespace
-
-#define FASTSEQ_JOIN(a, b) a##b
-#define FASTSEQ_NAME(prefix, isa) FASTSEQ_JOIN(prefix, isa)
