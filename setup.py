@@ -71,7 +71,7 @@ def compile_commands(compiler: list[str], build: Path) -> tuple[list[list[str]],
         (name, csrc / f"{name}.cpp", ["-O1", *torch_flags])
         for name in ("bindings", "attention_bindings", "additive_bindings")
     ]
-    for isa, (width, flags) in {"portable": (16, ["-O2"]), **x86}.items():
+    for isa, (width, flags) in {"portable": (16, ["-O1"] if x86 else []), **x86}.items():
         definitions = [f"-DFASTSEQ_ISA={isa}", f"-DFASTSEQ_VECTOR_BYTES={width}"]
         for kernel in KERNELS:
             source = csrc / "cpu" / f"{kernel}.cpp"

@@ -114,6 +114,13 @@ FASTSEQ_INLINE Vec<A> mask_values(const M* p, int64_t n) {
   if constexpr (sizeof(M) == sizeof(A) || (sizeof(M) == 2 && sizeof(A) == 4)) {
     return load(p, n);
   } else {
+    if constexpr (sizeof(M) == 1)
+      if (n >= lanes<A>) {
+        typedef uint8_t Bytes __attribute__((vector_size(lanes<A>)));
+        Bytes bytes;
+        memcpy(&bytes, p, sizeof bytes);
+        return __builtin_convertvector(__builtin_convertvector(bytes, Ints<A>), Vec<A>);
+      }
     A part[lanes<A>] = {};
     for (int i = 0; i < lanes<A> && i < n; ++i) part[i] = (A)as_number(p[i]);
     return load(part);

@@ -55,7 +55,7 @@ static void product_tile(const typename F::A* x, int64_t ldx, const typename F::
 #pragma GCC unroll 12
   for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 2
-    for (int n = 0; n < NACC; ++n) sum[r][n] = resume ? load(c + r * ldc + n * L) : Vec<A>{};
+    for (int n = 0; n < NACC; ++n) sum[r][n] = Vec<A>{};
   for (int64_t k = 0; k < K; ++k) {
     Vec<A> v[NACC];
 #pragma GCC unroll 2
@@ -70,7 +70,11 @@ static void product_tile(const typename F::A* x, int64_t ldx, const typename F::
 #pragma GCC unroll 12
   for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 2
-    for (int n = 0; n < NACC; ++n) store(c + r * ldc + n * L, sum[r][n]);
+    for (int n = 0; n < NACC; ++n) {
+      A* const to = c + r * ldc + n * L;
+      // Blocks are summed apart, then together: a long sum loses far less to rounding so.
+      store(to, resume ? load(to) + sum[r][n] : sum[r][n]);
+    }
 }
 
 // A strip of up to Shape::ROWS rows by one panel, or by its first vector alone.
