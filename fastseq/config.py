@@ -12,6 +12,8 @@ from . import _extension, kernels
 OPERATORS = (
     "rnn_scan",
     "rnn_scan_backward",
+    "rnn_cell",
+    "rnn_cell_backward",
     "attention_forward",
     "attention_backward",
     "attention_decode",
