@@ -4,6 +4,7 @@ Implementations of one case are timed in turns (A B A B …) in one process, so 
 of a shared machine falls on all of them alike; a result is the median of many turns.
 """
 
+import functools
 import gc
 import os
 import platform
@@ -163,6 +164,7 @@ def operators(function: Callable[[], object]) -> set[str]:
     return {event.name for event in profiler.events() or ()}
 
 
+@functools.cache  # the machine's facts and every case's floor ask
 def gemm_seconds(
     rows: int, inner: int, columns: int, dtype: torch.dtype, device: torch.device
 ) -> float:
@@ -191,6 +193,7 @@ def fast_on_cpu(dtype: torch.dtype) -> bool:
     return torch.ops.mkldnn._is_mkldnn_fp16_supported()
 
 
+@functools.cache
 def bandwidth(device: torch.device) -> float:
     """GB/s of a large read."""
     data = torch.ones(1 << 27, device=device, dtype=torch.float32)

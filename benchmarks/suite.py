@@ -3,7 +3,6 @@
 Knows nothing of what its cases are: ``rnn.py`` and ``attention.py`` say that.
 """
 
-import functools
 import math
 import statistics
 import time
@@ -57,24 +56,12 @@ class Workload:
     peers: dict[str, Callable[[], object]] = field(default_factory=dict)  # of ``Case.peers``
 
 
-@functools.cache
-def _gemm_seconds(
-    rows: int, inner: int, columns: int, dtype: torch.dtype, device: torch.device
-) -> float:
-    return harness.gemm_seconds(rows, inner, columns, dtype, device)
-
-
-@functools.cache
-def _bandwidth(device: torch.device) -> float:
-    return harness.bandwidth(device)
-
-
 def floor_seconds(work: Workload, dtype: torch.dtype, device: torch.device) -> float:
     """Time of the same operations as matrix products: nothing that depends on them is faster."""
     if work.gemms:
-        return sum(_gemm_seconds(*gemm, dtype, device) for gemm in work.gemms)
+        return sum(harness.gemm_seconds(*gemm, dtype, device) for gemm in work.gemms)
     size = 1024 if device.type == "cpu" else 8192
-    return work.flops * _gemm_seconds(size, size, size, dtype, device) / (2 * size**3)
+    return work.flops * harness.gemm_seconds(size, size, size, dtype, device) / (2 * size**3)
 
 
 def summarize(entries: list[Entry]) -> dict[str, Any]:
@@ -172,7 +159,7 @@ class Suite:
                 "noisy": max(ours.spread, theirs.spread) >= harness.NOISY,
                 "gflops": work.flops / seconds / 1e9,
                 "gb_s": gb_s,
-                "read_percent": 100 * gb_s / _bandwidth(device),
+                "read_percent": 100 * gb_s / harness.bandwidth(device),
                 "floor_ms": floor * 1e3,
                 "floor_percent": 100 * floor / seconds,
                 "peak_bytes": {
