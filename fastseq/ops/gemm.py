@@ -1,29 +1,42 @@
 """Matrix products of whole sequences, through torch's library in the fastest type the device has.
 
 A CPU without 16-bit arithmetic multiplies bfloat16 and float16 a hundred times slower than float32
-in torch; there the product runs in float32 and is rounded once at the end: more exact too. It goes
-in blocks, so that what is widened stays small.
+in torch, and some that have AVX-512's bfloat16 pairs take twice as long for them as for floats;
+there the product runs in float32 and is rounded once at the end: more exact too. It goes in blocks,
+so that what is widened stays small.
 """
 
 import functools
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import _extension
+
 _BLOCK = 512  # rows (or terms of a sum) that are widened at once
 
 
+_MANY = 128  # rows that pay for a weight's widening, where the narrow product is only half as fast
+
+
 @functools.cache
-def _slow_on_cpu(dtype: torch.dtype) -> bool:
-    if dtype == torch.bfloat16:
-        return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return dtype == torch.float16 and not torch.ops.mkldnn._is_mkldnn_fp16_supported()
+def _rows_to_widen(dtype: torch.dtype) -> float:
+    """From how many rows on a product on the CPU is quicker in float32."""
+    if dtype == torch.float16:
+        return math.inf if torch.ops.mkldnn._is_mkldnn_fp16_supported() else 0
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return 0
+    in_tiles = torch.cpu._is_amx_tile_supported()
+    return math.inf if in_tiles or _extension.pairs_are_quick() else _MANY
 
 
 def widens(x: Tensor) -> bool:
-    """Whether products of ``x`` are computed in float32 although ``x`` is narrower."""
-    return x.dtype.itemsize == 2 and x.device.type == "cpu" and _slow_on_cpu(x.dtype)
+    """Whether products of the rows of ``x`` are computed in float32 although ``x`` is narrower."""
+    if x.dtype not in (torch.bfloat16, torch.float16) or x.device.type != "cpu":
+        return False
+    return x.shape[:-1].numel() >= _rows_to_widen(x.dtype)
 
 
 def mm(a: Tensor, b: Tensor) -> Tensor:
