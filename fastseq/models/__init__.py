@@ -3,6 +3,7 @@
 from .base import CheckpointError, Model, load
 from .gpt import GPT, GPTConfig
 from .rows import pack, unpack
+from .seq2seq import Seq2Seq, Seq2SeqConfig
 from .transformer import Transformer, TransformerConfig
 
 __all__ = [
@@ -10,6 +11,8 @@ __all__ = [
     "CheckpointError",
     "GPTConfig",
     "Model",
+    "Seq2Seq",
+    "Seq2SeqConfig",
     "Transformer",
     "TransformerConfig",
     "load",

@@ -202,7 +202,7 @@ class AttentionState:
 
     def select(self, rows: Tensor) -> None:
         """Keeps, reorders or repeats sequences: sequence i becomes what rows[i] was."""
-        _check_rows(rows, self.cache.batch)
+        check_rows(rows, self.cache.batch)
         self.cache.select(rows)
         if self.memory is not None:
             self.memory.select(rows)
@@ -213,12 +213,7 @@ class AttentionState:
         Raises:
             TypeError, ValueError: tokens do not fit the state.
         """
-        steps = check_step(tokens, self.cache.batch)
-        if self.length + steps > self.max_length:
-            raise ValueError(
-                f"the state holds {self.max_length} tokens a sequence, got {self.length} and "
-                f"{steps} new ones"
-            )
+        steps = check_step(tokens, self.cache.batch, self.length, self.max_length)
         self.cache.reserve(steps)
         result = compute(torch.arange(self.length, self.length + steps, device=tokens.device))
         self.cache.length += steps
@@ -228,17 +223,22 @@ class AttentionState:
         return self.cache.attend(layer, q, k, v)
 
 
-def check_step(tokens: Tensor, batch: int) -> int:
-    """The number of new tokens (B, t) a sequence."""
+def check_step(tokens: Tensor, batch: int, length: int, max_length: int) -> int:
+    """The number of new tokens (B, t) a sequence, behind ``length`` of ``max_length``."""
     check_tokens(tokens, "tokens")
-    if tokens.shape[0] != batch or not tokens.shape[1]:
+    steps = tokens.shape[1]
+    if tokens.shape[0] != batch or not steps:
         raise ValueError(
             f"tokens should have shape ({batch}, t) with t ≥ 1, got {tuple(tokens.shape)}"
         )
-    return tokens.shape[1]
+    if length + steps > max_length:
+        raise ValueError(
+            f"the state holds {max_length} tokens a sequence, got {length} and {steps} new ones"
+        )
+    return steps
 
 
-def _check_rows(rows: Tensor, batch: int) -> None:
+def check_rows(rows: Tensor, batch: int) -> None:
     if rows.dtype != torch.int64 or rows.dim() != 1:
         raise TypeError(
             f"rows should be one-dimensional int64, got {rows.dtype} of {rows.dim()}-D"
