@@ -161,7 +161,9 @@ class Seq2Seq(Model):
         rows = token_rows(target, target_lengths, "target")
         if self.config.input_feeding or teacher_forcing < 1:
             state = RecurrentState(states, memory, target.shape[1])
-            return self.output(self.dropout(rows.pack(self._unroll(target, state, teacher_forcing))))
+            return self.output(
+                self.dropout(rows.pack(self._unroll(target, state, teacher_forcing)))
+            )
         x = self.dropout(self.target_embedding(target))  # (B, T, E)
         hidden, _ = self.decoder(x, _stacked(states), lengths=target_lengths)  # (B, T, H)
         read = rows.pack(hidden)  # (N, H)
@@ -245,13 +247,14 @@ class Seq2Seq(Model):
             return output.squeeze(1), list(zip(*(kind.unbind() for kind in kinds)))
         new: States = []
         for i, (h, *cells) in enumerate(states):
-            weights = (
+            w_ih, w_hh, b_ih, b_hh = (
                 getattr(self.decoder, f"{name}_l{i}")
                 for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
             )
             if i and self.decoder.dropout:
                 x = F.dropout(x, self.decoder.dropout, self.training)
-            after = rnn_cell(x, h, cells[0] if cells else None, *weights, self.decoder.mode)
+            c = cells[0] if cells else None
+            after = rnn_cell(x, h, c, w_ih, w_hh, b_ih, b_hh, self.decoder.mode)
             new.append(after if isinstance(after, tuple) else (after,))
             x = new[-1][0]
         return x, new

@@ -103,9 +103,7 @@ class _EagerCell(torch.autograd.Function):
 
 def is_plain(input: Tensor) -> bool:
     """Whether a step of this input is converted by nobody and seen by nobody."""
-    return (
-        not torch._C._is_any_autocast_enabled() and not is_traced() and not widens(input)
-    )
+    return not torch._C._is_any_autocast_enabled() and not is_traced() and not widens(input)
 
 
 def rnn_cell(
