@@ -200,9 +200,7 @@ class TorchSeq2Seq(nn.Module):
         bridges = states if config.bidirectional else 0
         self.bridge = nn.ModuleList(nn.Linear(width, width) for _ in range(bridges))
         fed = width if config.input_feeding else 0
-        self.decoder = cell(
-            config.embedding_size + fed, width, config.num_layers, batch_first=True
-        )
+        self.decoder = cell(config.embedding_size + fed, width, config.num_layers, batch_first=True)
         attention = nn.Module()
         if config.attention == "additive":
             attention.w_query = nn.Parameter(torch.empty(width, width))

@@ -27,13 +27,9 @@ CASES = {
     "bert": bert,
     "bert-pre-sinusoidal": lambda: bert(norm_first=True, positions="sinusoidal"),
     **{
-        f"{cell}-{attention}{'-fed' * fed}{'-oneway' * (not both)}": lambda options={
-            "cell": cell,
-            "attention": attention,
-            "input_feeding": fed,
-            "bidirectional": both,
-            "share_embeddings": fed,
-        }: seq2seq(**options, dropout=0.0)
+        f"{cell}-{attention}{'-fed' * fed}{'-oneway' * (not both)}": lambda options={"cell": cell, "attention": attention, "input_feeding": fed, "bidirectional": both, "share_embeddings": fed}: (
+            seq2seq(**options, dropout=0.0)
+        )
         for cell, attention, fed, both in (
             ("rnn", None, False, True),
             ("rnn", "general", True, True),
