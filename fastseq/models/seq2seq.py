@@ -19,7 +19,7 @@ from .base import Model, at_least_float
 from .config import Config
 from .layers import Linear
 from .recurrent import RecurrentMemory, RecurrentState, States
-from .rows import token_rows
+from .rows import check_batch, token_rows
 
 _CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
@@ -153,12 +153,11 @@ class Seq2Seq(Model):
         Raises:
             TypeError, ValueError: types or shapes do not fit.
         """
-        if len(source) != len(target):
-            raise ValueError(f"target should have source's batch {len(source)}, got {len(target)}")
         if not 0 <= teacher_forcing <= 1:
             raise ValueError(f"teacher_forcing should be from 0 to 1, got {teacher_forcing}")
-        memory, states = self.encode(source, source_lengths)
         rows = token_rows(target, target_lengths, "target")
+        check_batch(source, target)
+        memory, states = self.encode(source, source_lengths)
         if self.config.input_feeding or teacher_forcing < 1:
             state = RecurrentState(states, memory, target.shape[1])
             return self.output(

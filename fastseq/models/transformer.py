@@ -25,7 +25,7 @@ from .layers import (
     init_normal,
     init_xavier,
 )
-from .rows import Rows, token_rows
+from .rows import Rows, check_batch, token_rows
 
 
 @dataclass(kw_only=True)
@@ -168,10 +168,9 @@ class Transformer(AttentionModel):
         Raises:
             TypeError, ValueError: types or shapes do not fit, or a sequence is too long.
         """
-        if len(source) != len(target):
-            raise ValueError(f"target should have source's batch {len(source)}, got {len(target)}")
-        memory, keys = self.encode(source, source_lengths)
         rows = token_rows(target, target_lengths, "target", self.config.max_length)
+        check_batch(source, target)
+        memory, keys = self.encode(source, source_lengths)
         x = self.target_embedding(rows.pack(target), rows.positions)  # (N, d)
         attend = self._placed(attend_rows(rows, rows, causal=True), rows.positions)
         return self.output(self.decoder(x, attend, memory, attend_rows(rows, keys)))
