@@ -177,7 +177,7 @@ def test_teacher_forcing() -> None:
         assert not torch.allclose(own, taught)
         mixed = model(source, SOURCE_LENGTHS, target, torch.full((3,), 9), teacher_forcing=0.5)
         assert not torch.allclose(mixed, taught) and not torch.allclose(mixed, own)
-    with pytest.raises(ValueError, match="teacher_forcing should be from 0 to 1, got 1.5"):
+    with pytest.raises(ValueError, match=r"teacher_forcing should be from 0 to 1, got 1\.5"):
         model(source, SOURCE_LENGTHS, target, LENGTHS, teacher_forcing=1.5)
 
 
@@ -225,7 +225,7 @@ def test_segments_matter_and_are_zero_by_default() -> None:
     plain = model(tokens, LENGTHS)
     assert torch.equal(plain, model(tokens, LENGTHS, torch.zeros_like(tokens)))
     assert not torch.allclose(plain, model(tokens, LENGTHS, torch.ones_like(tokens)))
-    with pytest.raises(ValueError, match="this model has no pooler: config.pooler is False"):
+    with pytest.raises(ValueError, match=r"no pooler: config\.pooler is False"):
         bert(pooler=False).pool(plain, Rows.of(LENGTHS, 9))
 
 
@@ -275,7 +275,11 @@ def test_pack_and_unpack() -> None:
 BAD = [
     ({"target": torch.zeros(3, 9)}, TypeError, r"target should be of integers, got torch\.float32"),
     ({"target": targets(9)[0]}, ValueError, r"target should have shape \(B, T\), got \(9,\)"),
-    ({"target": targets(9)[:2]}, ValueError, "target should have source's batch 3, got 2"),
+    (
+        {"target": targets(9)[:2], "target_lengths": LENGTHS[:2]},
+        ValueError,
+        "target should have source's batch 3, got 2",
+    ),
     ({"target_lengths": LENGTHS[:2]}, ValueError, r"target_lengths should have shape \(3,\) as"),
     ({"target_lengths": LENGTHS + 1}, ValueError, "target_lengths should be from 1 to 9, got 5 to"),
     ({"target_lengths": LENGTHS - 4}, ValueError, "target_lengths should be from 1 to 9, got 0 to"),
@@ -302,6 +306,8 @@ def test_sequences_that_are_too_long() -> None:
     with pytest.raises(ValueError, match=f"tokens {message}"):
         gpt()(long, lengths)
     with pytest.raises(ValueError, match=f"source {message}"):
-        transformer()(long, lengths, long, lengths)
+        transformer()(long, lengths, long[:, :5], lengths - 92)
+    with pytest.raises(ValueError, match=f"target {message}"):
+        transformer()(long[:, :5], lengths - 92, long, lengths)
     gpt()(long, lengths - 1)  # padding does not count
     Seq2Seq(seq2seq().config)(long, lengths, long, lengths)

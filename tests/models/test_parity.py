@@ -16,6 +16,13 @@ def bert(**options) -> Model:
     return BERT(BERTConfig(**ATTENTION, **PLAIN, num_layers=2, pooler=False, **options))
 
 
+def recurrent(cell: str, attention: str | None, fed: bool = False, both: bool = True) -> Model:
+    return seq2seq(
+        cell=cell, attention=attention, input_feeding=fed, bidirectional=both,
+        share_embeddings=fed, dropout=0.0,
+    )  # fmt: skip
+
+
 CASES = {
     "transformer": lambda: transformer(**PLAIN),
     "transformer-post-gelu": lambda: transformer(**PLAIN, norm_first=False, activation="gelu"),
@@ -26,21 +33,14 @@ CASES = {
     "gpt-post-untied": lambda: gpt(**PLAIN, norm_first=False, tie_embeddings=False),
     "bert": bert,
     "bert-pre-sinusoidal": lambda: bert(norm_first=True, positions="sinusoidal"),
-    **{
-        f"{cell}-{attention}{'-fed' * fed}{'-oneway' * (not both)}": lambda options={"cell": cell, "attention": attention, "input_feeding": fed, "bidirectional": both, "share_embeddings": fed}: (
-            seq2seq(**options, dropout=0.0)
-        )
-        for cell, attention, fed, both in (
-            ("rnn", None, False, True),
-            ("rnn", "general", True, True),
-            ("lstm", None, False, False),
-            ("lstm", "additive", False, True),
-            ("lstm", "dot", True, True),
-            ("gru", "dot", False, True),
-            ("gru", "general", False, False),
-            ("gru", "additive", True, True),
-        )
-    },
+    "rnn": lambda: recurrent("rnn", None),
+    "rnn-general-fed": lambda: recurrent("rnn", "general", fed=True),
+    "lstm-oneway": lambda: recurrent("lstm", None, both=False),
+    "lstm-additive": lambda: recurrent("lstm", "additive"),
+    "lstm-dot-fed": lambda: recurrent("lstm", "dot", fed=True),
+    "gru-dot": lambda: recurrent("gru", "dot"),
+    "gru-general-oneway": lambda: recurrent("gru", "general", both=False),
+    "gru-additive-fed": lambda: recurrent("gru", "additive", fed=True),
 }
 
 
