@@ -9,11 +9,12 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn import Dropout, LayerNorm
+from torch.nn import LayerNorm
 
 from ..ops.gemm import linear
 from .base import Checkpoint
 from .config import AttentionConfig
+from .dropout import Dropout
 from .layers import ACTIVATIONS, AttentionModel, Embedding, Linear, Stack, attend_rows, init_normal
 from .rows import Rows, token_rows
 

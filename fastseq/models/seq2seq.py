@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import Dropout, ModuleList
+from torch.nn import ModuleList
 
 from .. import nn
 from ..ops.rnn_cell import is_plain, rnn_cell
 from .base import Model, at_least_float
 from .config import Config
+from .dropout import Dropout, dropout
 from .layers import Linear
 from .recurrent import RecurrentMemory, RecurrentState, States
 from .rows import check_batch, token_rows
@@ -251,7 +251,7 @@ class Seq2Seq(Model):
                 for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
             )
             if i and self.decoder.dropout:
-                x = F.dropout(x, self.decoder.dropout, self.training)
+                x = dropout(x, self.decoder.dropout, self.training)
             c = cells[0] if cells else None
             after = rnn_cell(x, h, c, w_ih, w_hh, b_ih, b_hh, self.decoder.mode)
             new.append(after if isinstance(after, tuple) else (after,))
