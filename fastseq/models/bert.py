@@ -151,7 +151,8 @@ class BERT(_BERTModel):
         self, tokens: Tensor, lengths: Tensor, segments: Tensor | None = None
     ) -> tuple[Tensor, Rows]:
         """``forward``, and where the rows stand."""
-        rows = token_rows(tokens, lengths, "tokens", self.config.max_length)
+        config = self.config
+        rows = token_rows(tokens, lengths, "tokens", config.vocab_size, config.max_length)
         if segments is not None:
             check_like("segments", segments, tokens)
             segments = rows.pack(segments)

@@ -283,6 +283,12 @@ BAD = [
     ({"target_lengths": LENGTHS[:2]}, ValueError, r"target_lengths should have shape \(3,\) as"),
     ({"target_lengths": LENGTHS + 1}, ValueError, "target_lengths should be from 1 to 9, got 5 to"),
     ({"target_lengths": LENGTHS - 4}, ValueError, "target_lengths should be from 1 to 9, got 0 to"),
+    (
+        {"target": targets(9) + 40},
+        ValueError,
+        "target should have ids from 0 to 36, as the vocabul",
+    ),
+    ({"source": sources() - 40}, ValueError, "source should have ids from 0 to 36, as the vocabul"),
     ({"source_lengths": LENGTHS * 1.0}, TypeError, "source_lengths should be of integers, got t"),
 ]
 
