@@ -191,6 +191,24 @@ def test_layers_drop_between_them_step_by_step() -> None:
     assert torch.equal(model(*arguments), model(*arguments))
 
 
+@pytest.mark.parametrize("name", ["gpt-rotary-untied", "lstm-additive"])
+def test_compiled(name: str) -> None:
+    model, source, target = MODELS[name]().double().eval(), sources(), targets(9)
+    wanted = forward(model, source, target, LENGTHS)
+    wanted.sum().backward()
+    grads = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad()
+    compiled = torch.compile(model, backend="aot_eager")
+    given = (
+        (target, LENGTHS) if isinstance(model, GPT) else (source, SOURCE_LENGTHS, target, LENGTHS)
+    )
+    found = compiled(*given)
+    torch.testing.assert_close(found, wanted)
+    found.sum().backward()
+    for parameter, grad in zip(model.parameters(), grads, strict=True):
+        torch.testing.assert_close(parameter.grad, grad)
+
+
 def test_masked_words_alone_are_computed() -> None:
     model = bert(BERTForPretraining).double().eval()
     tokens, masked = targets(9), torch.zeros(BATCH, 9, dtype=torch.bool)
