@@ -64,8 +64,8 @@ class PagedCache:
     """
 
     def __init__(self, num_layers: int, batch: int, max_length: int) -> None:
+        del max_length  # pages are taken as tokens come
         self.num_layers, self.batch = num_layers, batch
-        self.max_pages = -(-max_length // PAGE)  # a sequence
         self.length = 0
         self._pool: Tensor | None = None  # (layers, 2, pages, PAGE, H, D)
         self._table: Tensor | None = None  # (B, pages) int32

@@ -204,12 +204,9 @@ class Seq2Seq(Model):
         cache: str = "contiguous",
         need_attention: bool = False,
     ) -> RecurrentState:
-        """Encodes the source, for ``step``; ``state.attention`` is to be had in any case.
+        """Encodes the source, for ``step``: arguments as ``Transformer.begin``.
 
-        Args:
-            source: (B, S); source_lengths: (B,).
-            max_length: how many target tokens the state may come to hold.
-            cache: as for the other models; a recurrent state is of one kind.
+        A recurrent state is of one kind, whatever ``cache``, and has its attention in any case.
         """
         memory, states = self.encode(source, source_lengths)
         return RecurrentState(states, memory, max_length)

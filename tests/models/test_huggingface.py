@@ -163,6 +163,8 @@ def test_old_names_and_missing_prefix(tmp_path: Path) -> None:
     ours = load(tmp_path)
     assert type(ours) is BERT
     assert_equal(ours(*arguments), pack(wanted.last_hidden_state, LENGTHS))
+    ours.save_pretrained(tmp_path / "ours")
+    assert torch.equal(load(tmp_path / "ours")(*arguments), ours(*arguments))
 
 
 @pytest.mark.parametrize("theirs", ["BertModel", "BertForPreTraining", "BertForQuestionAnswering"])
