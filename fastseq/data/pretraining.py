@@ -71,9 +71,13 @@ class Corpus:
                 follows, stop = False, middle
             else:
                 first, last, follows = middle, stop, True
-            a = self._ends[start], self._ends[middle]
-            b = self._ends[first], self._ends[last]
-            yield SentencePair(*_truncate(a, b, room, rng), follows)
+            a, b = _truncate(
+                (self._ends[start], self._ends[middle]),
+                (self._ends[first], self._ends[last]),
+                room,
+                rng,
+            )
+            yield SentencePair(a, b, follows)
             start = stop
 
     def _run(self, start: int, end: int, target: int) -> int:

@@ -154,9 +154,9 @@ class Tokenizer:
         return [self.decode(ids) for ids in batch]
 
     def _id(self, part: str) -> int:
-        if self._ids[part] is None:
+        if (number := self._ids[part]) is None:
             raise ValueError(f"the tokenizer has no token {' or '.join(_SPECIAL[part])}")
-        return self._ids[part]
+        return number
 
     @property
     def pad_id(self) -> int:
