@@ -124,9 +124,9 @@ class Model(torch.nn.Module):
                 )
         new = {id(p): torch.nn.Parameter(weights[name]) for name, p in own.items()}
         for module in self.modules():
-            for name, parameter in module._parameters.items():
-                if parameter is not None:
-                    module._parameters[name] = new[id(parameter)]
+            for name, old in module._parameters.items():
+                if old is not None:
+                    module._parameters[name] = new[id(old)]
 
 
 def load(

@@ -90,8 +90,8 @@ def check_names(kind: type[Config], names: Any) -> None:
 
 def _check(name: str, value: Any, hint: Any) -> None:
     if not _fits(value, hint):
-        if get_origin(hint) is Literal:
-            choices = ", ".join(map(repr, get_args(hint)))
+        choices = [x for part in (hint, *get_args(hint)) for x in get_args(part)]
+        if isinstance(value, str) and choices:
             raise ValueError(f"{name} should be one of {choices}, got {value!r}")
         wanted = getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else str(hint)
         raise TypeError(f"{name} should be of type {wanted}, got {value!r}")

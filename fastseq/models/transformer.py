@@ -125,7 +125,7 @@ class Transformer(AttentionModel):
         """
         self._check_length(max_length)
         memory, rows = self.encode(source, source_lengths)
-        projected = [layer.cross_attention.project(memory) for layer in self.decoder.layers]
+        projected = self.decoder.project(memory)
         encoded = EncoderMemory(projected, rows, need_attention)
         return AttentionState(len(projected), len(source), max_length, cache, encoded)
 
