@@ -1,6 +1,7 @@
 """Questions whose answers are pieces of a text: SQuAD's files, and windows over long texts."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,9 +128,9 @@ def _answer_tokens(question: Question, offsets: list[tuple[int, int]]) -> tuple[
 
 def best_answer(
     question: Question,
-    parts: list[Window],
-    starts: list[Tensor],
-    ends: list[Tensor],
+    parts: Sequence[Window],
+    starts: Sequence[Tensor],
+    ends: Sequence[Tensor],
     max_answer: int = 30,
     may_fail: bool = True,
 ) -> tuple[str, float]:

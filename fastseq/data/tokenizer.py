@@ -33,7 +33,8 @@ class Tokenizer:
 
     Those that ``train`` makes have the special tokens 0 to 4: padding, unknown, begin (BERT's
     ``[CLS]``), end (``[SEP]``) and mask. ``encode`` adds none of them, and reads their names in a
-    text as text. Files of Hugging Face tokenizers load as well.
+    text as text. ``encode_source`` adds what the file's template says: the end for BPE, [CLS] and
+    [SEP] for WordPiece. Files of Hugging Face tokenizers load as well.
 
     Args:
         inner: a ``tokenizers.Tokenizer``.
@@ -84,7 +85,8 @@ class Tokenizer:
         if bpe:
             inner = lib.Tokenizer(lib.models.BPE(unk_token=special[1]))
             inner.pre_tokenizer = lib.pre_tokenizers.ByteLevel(add_prefix_space=True)
-            inner.post_processor = lib.processors.ByteLevel(trim_offsets=True)
+            template = f"$A {special[3]}"
+            trim = [lib.processors.ByteLevel(trim_offsets=True)]
             inner.decoder = lib.decoders.ByteLevel()
             trainer = lib.trainers.BpeTrainer(
                 vocab_size=vocab_size,
@@ -95,6 +97,7 @@ class Tokenizer:
         else:
             inner = lib.Tokenizer(lib.models.WordPiece(unk_token=special[1]))
             inner.pre_tokenizer = lib.pre_tokenizers.BertPreTokenizer()
+            template, trim = f"{special[2]} $A {special[3]}", []
             inner.decoder = lib.decoders.WordPiece()
             trainer = lib.trainers.WordPieceTrainer(
                 vocab_size=vocab_size,
@@ -104,6 +107,10 @@ class Tokenizer:
             )
         inner.normalizer = lib.normalizers.Sequence(normalizers)
         inner.train_from_iterator(texts, trainer)
+        ends = lib.processors.TemplateProcessing(
+            single=template, special_tokens=[(special[i], i) for i in (2, 3)]
+        )
+        inner.post_processor = lib.processors.Sequence([*trim, ends])
         return cls(inner)
 
     @classmethod
@@ -139,6 +146,14 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each text, on all cores."""
         return [e.ids for e in self.inner.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def encode_source(self, text: str) -> list[int]:
+        """The tokens of a text as an encoder-decoder's encoder reads it."""
+        return self.inner.encode(text).ids
+
+    def encode_source_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """``encode_source`` of each text, on all cores."""
+        return [e.ids for e in self.inner.encode_batch_fast(texts)]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """The tokens of a text, and where in it each begins and ends, in characters."""

@@ -1,0 +1,405 @@
+"""The training loop: updates, validation, checkpoints, and going on where a run was broken off.
+
+Nothing random is carried from one update to the next: the order of an epoch's batches follows from
+(seed, epoch), and what is drawn within an update, as by dropout, from (seed, update, process). A
+run that is killed therefore goes on to the same numbers from its last checkpoint.
+"""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from ..data import Tokenizer
+from ..data.batching import mix
+from ..data.files import replacing
+from ..models import Model
+from .checkpoint import SHARDS, Checkpoints, read_shards, read_state, write_shards, write_state
+from .config import FREE_TO_CHANGE, ConfigError, Settings, flatten
+from .distributed import Ranks, shared, synchronize_gradients, whole_state
+from .progress import Report
+from .schedules import learning_rate_factor
+from .tasks import TASKS, Batch
+
+# How often processes agree on whether to stop.
+_LOOK_AROUND = 5
+
+
+class DivergedError(RuntimeError):
+    """The loss is no longer a number."""
+
+
+@dataclass
+class Position:
+    """Where a run is: updates done, epoch, batches of it done, tokens read, seconds spent, the best
+    score, and sums of the losses and their counts since the last line of the log."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best: float | None = None
+    sums: list[float] = field(default_factory=list)
+    counts: list[float] = field(default_factory=list)
+
+
+def train(settings: Settings, console: Console | None = None) -> dict[str, float]:
+    """Trains as the settings say, going on from the last checkpoint in ``settings.out`` if there is
+    one.
+
+    Under torchrun every process calls it; the first one writes and speaks.
+
+    Returns:
+        The scores of the last validation.
+
+    Raises:
+        ConfigError, DataError: before training starts. SaveError: a checkpoint cannot be written.
+        DivergedError: the loss is no longer a number.
+    """
+    ranks = Ranks.start(settings.train.device)
+    try:
+        return Trainer(settings, ranks, console or Console()).run()
+    finally:
+        ranks.stop()
+
+
+class Trainer:
+    """A run: its task, model and optimizer, and where it is."""
+
+    def __init__(self, settings: Settings, ranks: Ranks, console: Console) -> None:
+        self.settings, self.ranks, self.console = settings, ranks, console
+        self.out = Path(settings.out)
+        self.checkpoints = Checkpoints(self.out)
+        self.task = TASKS[settings.task](settings)
+        last = self.checkpoints.last
+        state = None if last is None else read_state(last)
+        if state is not None:
+            self._check_same(state["settings"])
+        self.task.load(self._tokenizer(last))
+        self.at = Position(**state["position"]) if state else Position()
+
+        torch.manual_seed(mix(settings.train.seed))
+        self.plain = self._model(last if state else None)
+        if settings.train.compile:
+            self.plain.compile(dynamic=True)
+        self.module = shared(self.plain, ranks, settings.train.strategy)
+        self.sharded = ranks.world > 1 and settings.train.strategy == "fsdp"
+        self.optimizer = self._optimizer()
+        if state is not None and last is not None:
+            if (last / SHARDS).is_dir():
+                read_shards(last, self.plain, self.optimizer)
+            else:
+                self.optimizer.load_state_dict(state["optimizer"])
+        self.scores: dict[str, float] = {}
+
+    def _check_same(self, before: dict[str, Any]) -> None:
+        now = flatten(self.settings)
+        for key in sorted(before.keys() | now.keys()):
+            if key not in (*FREE_TO_CHANGE, "out") and before.get(key) != now.get(key):
+                raise ConfigError(
+                    f"{self.out} holds a run with {key} = {before.get(key)!r}, now it is "
+                    f"{now.get(key)!r}: choose another folder (--out) to begin anew"
+                )
+
+    def _tokenizer(self, last: Path | None) -> Tokenizer:
+        """That of the checkpoint, else the one asked for, else a new one, by the first process."""
+        path, wanted = self.out / "tokenizer.json", self.settings.tokenizer
+        if last is not None:
+            return Tokenizer.load(last)
+        if self.ranks.main:
+            self.out.mkdir(parents=True, exist_ok=True)
+            given = wanted.path or self.settings.init_encoder
+            if given:
+                tokenizer = Tokenizer.load(given)
+            else:
+                self.console.print(f"learning a vocabulary of {wanted.vocab_size:,} tokens …")
+                tokenizer = Tokenizer.train(
+                    self.task.texts(), wanted.vocab_size, wanted.kind, wanted.lowercase
+                )
+            tokenizer.save(path)
+        self.ranks.wait()
+        return Tokenizer.load(path)
+
+    def _model(self, last: Path | None) -> Model:
+        model = self.task.build()
+        if last is not None:
+            model = type(model).from_pretrained(last)
+        return model.to(self.ranks.device).train()
+
+    def _optimizer(self) -> torch.optim.AdamW:
+        """AdamW (arXiv 1711.05101), which decays matrices and embeddings, not biases and gains."""
+        settings = self.settings.train
+        parameters = list(self.plain.parameters())
+        groups = [
+            {"params": [p for p in parameters if p.dim() > 1]},
+            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=settings.lr,
+            betas=(settings.beta1, settings.beta2),
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+
+    def run(self) -> dict[str, float]:
+        """Trains to the end; see ``train``."""
+        settings = self.settings.train
+        self.report = None
+        if self.ranks.main:
+            self.report = Report(
+                self.out, self.console, self.at.step, settings.steps, settings.minutes
+            )
+            self._introduce(self.report)
+        self.logged = self.began = time.monotonic()
+        self.logged_tokens, self.spent_before = self.at.tokens, self.at.seconds
+        try:
+            with _deferred_signals() as signals:
+                self._epochs(signals)
+        finally:
+            if self.report is not None:
+                self.report.close()
+        return self.scores
+
+    def _introduce(self, report: Report) -> None:
+        settings, task = self.settings, self.task
+        size = sum(p.numel() for p in self.plain.parameters())
+        report.say(
+            f"[bold]{settings.task}[/bold]: {type(self.plain).__name__} ({settings.arch}), "
+            f"{size / 1e6:.1f} M parameters, {settings.train.precision} on "
+            f"{self.ranks.world} × {self.ranks.device}; {len(task.train):,} examples, "
+            f"{len(task.valid):,} for validation; writes to {self.out}"
+        )
+        for note in task.notes:
+            report.say(note)
+        if self.at.step:
+            report.say(f"going on after update {self.at.step}")
+
+    def _epochs(self, signals: list[int]) -> None:
+        settings = self.settings.train
+        if self._finished():
+            self._say("the run is at its end: more --steps or --minutes go on with it")
+            return
+        while True:
+            shuffle = (settings.seed, self.at.epoch)
+            plan = self.task.train.batches(settings.batch_tokens, shuffle)
+            for indices in plan[self.at.batch :]:
+                self.update(indices, shuffle)
+                if self._after_update(signals):
+                    return
+            self.at.epoch, self.at.batch = self.at.epoch + 1, 0
+
+    def update(self, indices: list[int], shuffle: tuple[int, int]) -> None:
+        """One update, from this process's share of a batch.
+
+        The batch is dealt out to the processes and the parts of an update, and every loss divided
+        by its count in the whole batch, so that neither number changes what is learned.
+        """
+        settings, ranks, at = self.settings.train, self.ranks, self.at
+        torch.manual_seed(mix(settings.seed, at.step, ranks.rank))
+        shares = ranks.world * settings.accumulate
+        parts = [indices[i::shares] for i in range(ranks.rank, shares, ranks.world)]
+        # A share without examples computes one that counts nothing: processes go in step.
+        used = [bool(part) for part in parts]
+        batches = [
+            self.task.train.collate(part or indices[:1], shuffle).to(ranks.device) for part in parts
+        ]
+        counts = torch.zeros(len(self.task.terms), dtype=torch.float64, device=ranks.device)
+        for batch, counted in zip(batches, used):
+            if counted:
+                counts += self.task.counts(batch).to(counts)
+        ranks.sum(counts)
+
+        rate = settings.lr * learning_rate_factor(
+            settings.schedule, at.step + 1, settings.warmup, settings.steps
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros_like(counts)
+        for i, (batch, counted) in enumerate(zip(batches, used)):
+            synchronize_gradients(self.module, i == len(batches) - 1)
+            with self._autocast():
+                outputs = self.module(**batch.inputs)
+            sums, _ = self.task.losses(outputs, batch, settings.label_smoothing)
+            mean = (sums / counts.clamp(min=1).to(sums)).sum()
+            # Gradients are averaged over the processes, but the means are over all their tokens.
+            (mean * (ranks.world if counted else 0)).backward()
+            if counted:
+                total += sums.detach().to(total)
+        ranks.sum(total)
+        limit = settings.clip or torch.inf
+        torch.nn.utils.clip_grad_norm_(self.plain.parameters(), limit)
+        self.optimizer.step()
+
+        at.step, at.batch = at.step + 1, at.batch + 1
+        self._add(total, counts, sum(b.tokens for b, c in zip(batches, used) if c))
+
+    def _add(self, total: Tensor, counts: Tensor, tokens: int) -> None:
+        self.at.sums = _plus(self.at.sums, total.tolist())
+        self.at.counts = _plus(self.at.counts, counts.tolist())
+        self.at.tokens += tokens
+
+    def _after_update(self, signals: list[int]) -> bool:
+        """Logs, validates and saves where it is time to; whether the run is to stop."""
+        at, settings = self.at, self.settings.train
+        at.seconds = self.spent_before + time.monotonic() - self.began
+        if at.step % settings.log_every == 0:
+            self._log()
+        stop = False
+        if at.step % _LOOK_AROUND == 0 or at.step >= settings.steps or self.ranks.world == 1:
+            wish = torch.tensor(
+                [float(bool(signals)), float(self._finished())], device=self.ranks.device
+            )
+            interrupted, finished = (self.ranks.sum(wish) > 0).tolist()
+            stop = interrupted or finished
+            if interrupted:
+                self._save(best=False)
+                self._say(f"stopped after update {at.step}; the same command goes on")
+                return True
+        better = False
+        validate = at.step % settings.validate_every == 0 or stop
+        if validate:
+            better = self.validate()
+        if validate or at.step % settings.save_every == 0:
+            self._save(better)
+        return stop
+
+    def _finished(self) -> bool:
+        settings = self.settings.train
+        minutes = self.at.seconds / 60
+        return self.at.step >= settings.steps or bool(
+            settings.minutes <= minutes and settings.minutes
+        )
+
+    def _log(self) -> None:
+        at, now = self.at, time.monotonic()
+        means = [s / max(1.0, c) for s, c in zip(at.sums, at.counts)]
+        at.sums, at.counts = [], []
+        if not all(map(_finite, means)):
+            raise DivergedError(
+                f"the loss is {means} at update {at.step}: try a lower train.lr or a longer "
+                f"train.warmup; {self.checkpoints.last or 'no checkpoint'} is whole"
+            )
+        read = torch.tensor(float(at.tokens - self.logged_tokens), device=self.ranks.device)
+        tokens = float(self.ranks.sum(read))
+        if self.report is not None:
+            values = dict(zip(self.task.terms, means))
+            values["lr"] = self.optimizer.param_groups[0]["lr"]
+            values["tokens_per_second"] = tokens / max(1e-9, now - self.logged)
+            self.report.training(at.step, values, at.seconds)
+        self.logged, self.logged_tokens = now, at.tokens
+
+    @torch.no_grad()
+    def validate(self) -> bool:
+        """Scores the model on the validation examples; whether it is the best so far."""
+        settings, ranks, task = self.settings.train, self.ranks, self.task
+        started, model = time.monotonic(), self._whole_model().eval()
+        sums = torch.zeros(2, len(task.terms), dtype=torch.float64, device=ranks.device)
+        observed: list[Any] = []
+        for indices in task.valid.batches(settings.batch_tokens, None)[ranks.rank :: ranks.world]:
+            batch = task.valid.collate(indices, None).to(ranks.device)
+            with self._autocast():
+                outputs = model(**batch.inputs)
+            sums += torch.stack(task.losses(outputs, batch)).to(sums)
+            observed += task.observe(outputs, batch)
+        loss, count = ranks.sum(sums)
+        losses = dict(zip(task.terms, (loss / count.clamp(min=1)).tolist()))
+        with self._autocast():
+            written = task.write(model, ranks.rank, ranks.world)
+        scores = task.scores(losses, ranks.gather(observed))
+        judged, samples = task.judge(ranks.gather(written))
+        self.scores = {**scores, **judged}
+        self.plain.train()
+        if self.report is not None:
+            self.report.validation(self.at.step, self.scores, samples)
+        self.logged += time.monotonic() - started  # speed is that of training
+
+        name, sign = task.criterion
+        score = sign * self.scores[name]
+        better = self.at.best is None or score > self.at.best
+        self.at.best = score if better else self.at.best
+        return better
+
+    def _whole_model(self) -> Model:
+        """The model with all parameters in this process: itself, or a gathered copy."""
+        if not self.sharded:
+            return self.plain
+        model = self.task.build()
+        model.load_state_dict(whole_state(self.plain))
+        return model.to(self.ranks.device)
+
+    def _save(self, best: bool) -> None:
+        """Writes a checkpoint; all processes wait for it."""
+        whole = self._whole_model()
+        temporary = self.checkpoints.folder / ".writing"
+        if self.ranks.main:
+            self.checkpoints.begin()
+        self.ranks.wait()
+        if self.sharded:
+            self.checkpoints.write(
+                lambda folder: write_shards(folder, self.plain, self.optimizer), temporary
+            )
+        if self.ranks.main:
+            self.checkpoints.write(lambda folder: self._write(folder, whole), temporary)
+            self.checkpoints.finish(temporary, self.at.step, best)
+        self.ranks.wait()
+
+    def _write(self, folder: Path, model: Model) -> None:
+        model.save_pretrained(folder)
+        self.task.tokenizer.save(folder)
+        for name, text in self.task.extra_files().items():
+            with replacing(folder / name) as path:
+                path.write_text(text, encoding="utf-8")
+        state: dict[str, Any] = {"position": asdict(self.at), "settings": flatten(self.settings)}
+        if not self.sharded:
+            state["optimizer"] = self.optimizer.state_dict()
+        write_state(folder, state)
+
+    def _autocast(self) -> torch.autocast:
+        wanted = self.settings.train.precision == "bf16"
+        return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=wanted)
+
+    def _say(self, text: str) -> None:
+        if self.report is not None:
+            self.report.say(text)
+
+
+@contextmanager
+def _deferred_signals() -> Iterator[list[int]]:
+    """Collects interrupts (Ctrl-C, SIGTERM), so that they end the run between two updates. A second
+    Ctrl-C ends it at once."""
+    caught: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        caught.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    try:
+        before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread
+        before = {}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _plus(a: list[float], b: list[float]) -> list[float]:
+    return [x + y for x, y in zip(a, b)] if a else b
+
+
+def _finite(x: float) -> bool:
+    return abs(x) < float("inf")
+
+
+__all__ = ["Batch", "DivergedError", "Trainer", "train"]
