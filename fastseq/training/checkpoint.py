@@ -7,13 +7,16 @@ what no link names is removed.
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import Module
 from torch.optim import Optimizer
+
+from .distributed import Ranks
 
 STATE_FILE = "training.pt"
 SHARDS = "shards"
@@ -44,68 +47,53 @@ class Checkpoints:
         link = self.out / name
         return link.resolve() if link.exists() else None
 
-    def begin(self) -> Path:
-        """An empty folder to write a checkpoint into.
+    @contextmanager
+    def saving(self, step: int, best: bool, ranks: Ranks) -> Iterator[Path]:
+        """An empty folder, into which every process writes its part. When all have, it becomes the
+        last checkpoint, and the best one if ``best``.
 
         Raises:
-            SaveError: it cannot be made.
+            SaveError: something could not be written; the checkpoints are as they were.
         """
         temporary = self.folder / ".writing"
-        with self._explained():
-            if temporary.exists():
-                shutil.rmtree(temporary)
-            temporary.mkdir(parents=True)
-        return temporary
+        try:
+            if ranks.main:
+                if temporary.exists():
+                    shutil.rmtree(temporary)
+                temporary.mkdir(parents=True)
+            ranks.wait()
+            yield temporary
+            ranks.wait()
+            if ranks.main:
+                self._finish(temporary, step, best)
+        # torch and safetensors wrap what the operating system said in RuntimeErrors of theirs.
+        except (OSError, RuntimeError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            kept = f"; {self.last} is whole" if self.last else ""
+            raise SaveError(
+                f"{self.out}: the checkpoint cannot be written: {error}{kept}"
+            ) from error
+        ranks.wait()
 
-    def write(self, write: Callable[[Path], None], temporary: Path) -> None:
-        """Calls ``write(temporary)``; what it raises becomes a ``SaveError``."""
-        with self._explained():
-            write(temporary)
-
-    def finish(self, temporary: Path, step: int, best: bool) -> None:
-        """Makes the written folder the last checkpoint, and the best one if ``best``."""
-        with self._explained():
-            _synchronize(temporary)
-            target, again = self.folder / f"step-{step}", 1
-            while target.exists():  # from before the run was last killed, and maybe linked
-                target, again = self.folder / f"step-{step}.{again}", again + 1
-            temporary.rename(target)
-            for name in ("best", "last") if best else ("last",):
-                self._link(name, target)
-            _synchronize(self.folder)
-            kept = {self.last, self.best}
-            for path in self.folder.iterdir():
-                if path.resolve() not in kept:
-                    shutil.rmtree(path)
+    def _finish(self, temporary: Path, step: int, best: bool) -> None:
+        _synchronize(temporary)
+        target, again = self.folder / f"step-{step}", 1
+        while target.exists():  # from before the run was last killed, and maybe linked
+            target, again = self.folder / f"step-{step}.{again}", again + 1
+        temporary.rename(target)
+        for name in ("best", "last") if best else ("last",):
+            self._link(name, target)
+        _synchronize(self.folder)
+        kept = {self.last, self.best}
+        for path in self.folder.iterdir():
+            if path.resolve() not in kept:
+                shutil.rmtree(path)
 
     def _link(self, name: str, target: Path) -> None:
         temporary = self.out / f".{name}"
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(target.relative_to(self.out), target_is_directory=True)
         temporary.replace(self.out / name)
-
-    def _explained(self) -> "_Explained":
-        return _Explained(self)
-
-
-class _Explained:
-    """Turns a failure to write into a ``SaveError`` and removes the unfinished folder."""
-
-    def __init__(self, checkpoints: Checkpoints) -> None:
-        self.checkpoints = checkpoints
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind, error, trace) -> None:
-        # torch and safetensors wrap what the operating system said in RuntimeErrors of theirs.
-        if isinstance(error, (OSError, RuntimeError)):
-            shutil.rmtree(self.checkpoints.folder / ".writing", ignore_errors=True)
-            last = self.checkpoints.last
-            kept = f"; {last} is whole" if last else ""
-            raise SaveError(
-                f"{self.checkpoints.out}: the checkpoint cannot be written: {error}{kept}"
-            ) from error
 
 
 def _synchronize(folder: Path) -> None:

@@ -51,6 +51,12 @@ class Ranks:
             dist.all_reduce(x)
         return x
 
+    def any(self, flag: bool) -> bool:
+        """Whether one of the processes says so."""
+        if self.world == 1:
+            return flag
+        return bool(self.sum(torch.tensor(float(flag), device=self.device)))
+
     def gather(self, items: list[Any]) -> list[Any]:
         """The items of all processes, one process's after another's."""
         if self.world == 1:

@@ -5,28 +5,28 @@ Nothing random is carried from one update to the next: the order of an epoch's b
 run that is killed therefore goes on to the same numbers from its last checkpoint.
 """
 
+import math
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from ..data import Tokenizer
 from ..data.batching import mix
 from ..data.files import replacing
-from ..models import Model
+from ..models import Model, load
 from .checkpoint import SHARDS, Checkpoints, read_shards, read_state, write_shards, write_state
 from .config import FREE_TO_CHANGE, ConfigError, Settings, flatten
 from .distributed import Ranks, shared, synchronize_gradients, whole_state
 from .progress import Report
 from .schedules import learning_rate_factor
-from .tasks import TASKS, Batch
+from .tasks import TASKS
 
 # How often processes agree on whether to stop.
 _LOOK_AROUND = 5
@@ -38,17 +38,13 @@ class DivergedError(RuntimeError):
 
 @dataclass
 class Position:
-    """Where a run is: updates done, epoch, batches of it done, tokens read, seconds spent, the best
-    score, and sums of the losses and their counts since the last line of the log."""
+    """Where a run is: updates done, epoch, batches of it done, seconds spent, the best score."""
 
     step: int = 0
     epoch: int = 0
     batch: int = 0
-    tokens: int = 0
     seconds: float = 0.0
     best: float | None = None
-    sums: list[float] = field(default_factory=list)
-    counts: list[float] = field(default_factory=list)
 
 
 def train(settings: Settings, console: Console | None = None) -> dict[str, float]:
@@ -93,11 +89,15 @@ class Trainer:
         self.module = shared(self.plain, ranks, settings.train.strategy)
         self.sharded = ranks.world > 1 and settings.train.strategy == "fsdp"
         self.optimizer = self._optimizer()
+        # Since the last line of the log: sums of the losses, and their counts; last, of tokens.
+        self.window = torch.zeros(2, len(self.task.terms) + 1, dtype=torch.float64)
         if state is not None and last is not None:
+            self.window = state["window"]
             if (last / SHARDS).is_dir():
                 read_shards(last, self.plain, self.optimizer)
             else:
                 self.optimizer.load_state_dict(state["optimizer"])
+        self.window = self.window.to(ranks.device)
         self.scores: dict[str, float] = {}
 
     def _check_same(self, before: dict[str, Any]) -> None:
@@ -129,16 +129,14 @@ class Trainer:
         return Tokenizer.load(path)
 
     def _model(self, last: Path | None) -> Model:
-        model = self.task.build()
-        if last is not None:
-            model = type(model).from_pretrained(last)
+        model = self.task.build() if last is None else load(last)
         return model.to(self.ranks.device).train()
 
     def _optimizer(self) -> torch.optim.AdamW:
         """AdamW (arXiv 1711.05101), which decays matrices and embeddings, not biases and gains."""
         settings = self.settings.train
         parameters = list(self.plain.parameters())
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [p for p in parameters if p.dim() > 1]},
             {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
         ]
@@ -159,8 +157,8 @@ class Trainer:
                 self.out, self.console, self.at.step, settings.steps, settings.minutes
             )
             self._introduce(self.report)
-        self.logged = self.began = time.monotonic()
-        self.logged_tokens, self.spent_before = self.at.tokens, self.at.seconds
+        self.logged, self.spent_before = time.monotonic(), self.at.seconds
+        self.began = self.logged
         try:
             with _deferred_signals() as signals:
                 self._epochs(signals)
@@ -212,11 +210,13 @@ class Trainer:
         batches = [
             self.task.train.collate(part or indices[:1], shuffle).to(ranks.device) for part in parts
         ]
-        counts = torch.zeros(len(self.task.terms), dtype=torch.float64, device=ranks.device)
+        window = torch.zeros_like(self.window)
+        sums, counts = window[:, :-1]
         for batch, counted in zip(batches, used):
             if counted:
                 counts += self.task.counts(batch).to(counts)
-        ranks.sum(counts)
+                window[1, -1] += batch.tokens
+        ranks.sum(window[1])
 
         rate = settings.lr * learning_rate_factor(
             settings.schedule, at.step + 1, settings.warmup, settings.steps
@@ -224,44 +224,34 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros_like(counts)
         for i, (batch, counted) in enumerate(zip(batches, used)):
             synchronize_gradients(self.module, i == len(batches) - 1)
             with self._autocast():
                 outputs = self.module(**batch.inputs)
-            sums, _ = self.task.losses(outputs, batch, settings.label_smoothing)
-            mean = (sums / counts.clamp(min=1).to(sums)).sum()
+            losses, _ = self.task.losses(outputs, batch, settings.label_smoothing)
+            mean = (losses / counts.clamp(min=1).to(losses)).sum()
             # Gradients are averaged over the processes, but the means are over all their tokens.
             (mean * (ranks.world if counted else 0)).backward()
             if counted:
-                total += sums.detach().to(total)
-        ranks.sum(total)
+                sums += losses.detach().to(sums)
+        ranks.sum(window[0])
+        self.window += window
         limit = settings.clip or torch.inf
         torch.nn.utils.clip_grad_norm_(self.plain.parameters(), limit)
         self.optimizer.step()
 
         at.step, at.batch = at.step + 1, at.batch + 1
-        self._add(total, counts, sum(b.tokens for b, c in zip(batches, used) if c))
-
-    def _add(self, total: Tensor, counts: Tensor, tokens: int) -> None:
-        self.at.sums = _plus(self.at.sums, total.tolist())
-        self.at.counts = _plus(self.at.counts, counts.tolist())
-        self.at.tokens += tokens
 
     def _after_update(self, signals: list[int]) -> bool:
         """Logs, validates and saves where it is time to; whether the run is to stop."""
-        at, settings = self.at, self.settings.train
+        at, settings, ranks = self.at, self.settings.train, self.ranks
         at.seconds = self.spent_before + time.monotonic() - self.began
         if at.step % settings.log_every == 0:
             self._log()
         stop = False
-        if at.step % _LOOK_AROUND == 0 or at.step >= settings.steps or self.ranks.world == 1:
-            wish = torch.tensor(
-                [float(bool(signals)), float(self._finished())], device=self.ranks.device
-            )
-            interrupted, finished = (self.ranks.sum(wish) > 0).tolist()
-            stop = interrupted or finished
-            if interrupted:
+        if ranks.world == 1 or at.step % _LOOK_AROUND == 0 or at.step >= settings.steps:
+            stop = ranks.any(self._finished())
+            if ranks.any(bool(signals)):
                 self._save(best=False)
                 self._say(f"stopped after update {at.step}; the same command goes on")
                 return True
@@ -281,22 +271,21 @@ class Trainer:
         )
 
     def _log(self) -> None:
-        at, now = self.at, time.monotonic()
-        means = [s / max(1.0, c) for s, c in zip(at.sums, at.counts)]
-        at.sums, at.counts = [], []
-        if not all(map(_finite, means)):
+        now, step = time.monotonic(), self.at.step
+        sums, counts = self.window.tolist()
+        self.window.zero_()
+        tokens = counts.pop()
+        means = dict(zip(self.task.terms, (s / max(1, c) for s, c in zip(sums, counts))))
+        if not all(map(math.isfinite, means.values())):
             raise DivergedError(
-                f"the loss is {means} at update {at.step}: try a lower train.lr or a longer "
+                f"the loss is {means} at update {step}: try a lower train.lr or a longer "
                 f"train.warmup; {self.checkpoints.last or 'no checkpoint'} is whole"
             )
-        read = torch.tensor(float(at.tokens - self.logged_tokens), device=self.ranks.device)
-        tokens = float(self.ranks.sum(read))
         if self.report is not None:
-            values = dict(zip(self.task.terms, means))
-            values["lr"] = self.optimizer.param_groups[0]["lr"]
-            values["tokens_per_second"] = tokens / max(1e-9, now - self.logged)
-            self.report.training(at.step, values, at.seconds)
-        self.logged, self.logged_tokens = now, at.tokens
+            rate = {"lr": self.optimizer.param_groups[0]["lr"]}
+            speed = {"tokens_per_second": tokens / max(1e-9, now - self.logged)}
+            self.report.training(step, {**means, **rate, **speed}, self.at.seconds)
+        self.logged = now
 
     @torch.no_grad()
     def validate(self) -> bool:
@@ -340,18 +329,11 @@ class Trainer:
     def _save(self, best: bool) -> None:
         """Writes a checkpoint; all processes wait for it."""
         whole = self._whole_model()
-        temporary = self.checkpoints.folder / ".writing"
-        if self.ranks.main:
-            self.checkpoints.begin()
-        self.ranks.wait()
-        if self.sharded:
-            self.checkpoints.write(
-                lambda folder: write_shards(folder, self.plain, self.optimizer), temporary
-            )
-        if self.ranks.main:
-            self.checkpoints.write(lambda folder: self._write(folder, whole), temporary)
-            self.checkpoints.finish(temporary, self.at.step, best)
-        self.ranks.wait()
+        with self.checkpoints.saving(self.at.step, best, self.ranks) as folder:
+            if self.sharded:
+                write_shards(folder, self.plain, self.optimizer)
+            if self.ranks.main:
+                self._write(folder, whole)
 
     def _write(self, folder: Path, model: Model) -> None:
         model.save_pretrained(folder)
@@ -359,7 +341,11 @@ class Trainer:
         for name, text in self.task.extra_files().items():
             with replacing(folder / name) as path:
                 path.write_text(text, encoding="utf-8")
-        state: dict[str, Any] = {"position": asdict(self.at), "settings": flatten(self.settings)}
+        state: dict[str, Any] = {
+            "position": asdict(self.at),
+            "settings": flatten(self.settings),
+            "window": self.window,
+        }
         if not self.sharded:
             state["optimizer"] = self.optimizer.state_dict()
         write_state(folder, state)
@@ -392,14 +378,3 @@ def _deferred_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _plus(a: list[float], b: list[float]) -> list[float]:
-    return [x + y for x, y in zip(a, b)] if a else b
-
-
-def _finite(x: float) -> bool:
-    return abs(x) < float("inf")
-
-
-__all__ = ["Batch", "DivergedError", "Trainer", "train"]

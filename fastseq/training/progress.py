@@ -28,7 +28,7 @@ class Report:
             kept = [line for line in path.read_text("utf-8").splitlines() if _step(line) <= step]
             with replacing(path) as temporary:
                 temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        self.log = open(path, "a", encoding="utf-8", buffering=1)
+        self.log = path.open("a", encoding="utf-8", buffering=1)  # a line is written when it ends
         self.board = self._tensorboard(out / "tensorboard", step)
         self.bar = Progress(
             TextColumn("{task.completed}/{task.total}"),

@@ -99,9 +99,11 @@ class SequenceTask(Task):
 
     @torch.no_grad()
     def write(self, model: Model, rank: int, world: int) -> list[Any]:
+        count = min(self.settings.train.samples, len(self.valid))
+        if not count:
+            return []
         from ...generation import generate
 
-        count = min(self.settings.train.samples, len(self.valid))
         mine = list(range(count))[rank::world]
         device = next(model.parameters()).device
         written: list[Any] = []
