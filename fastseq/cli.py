@@ -6,9 +6,12 @@ from typing import Annotated
 import torch
 import typer
 
+from . import cli_train
 from .config import show_config
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
+app.command()(cli_train.train)
+app.add_typer(cli_train.corpus, name="corpus")
 
 
 @app.command()
