@@ -104,11 +104,10 @@ class SequenceTask(Task):
             return []
         from ...generation import generate
 
-        mine = list(range(count))[rank::world]
+        batches = token_batches(self.valid.sources.lengths[:count], 4096)
         device = next(model.parameters()).device
         written: list[Any] = []
-        for batch in token_batches(self.valid.sources.lengths[mine], 4096):
-            indices = [mine[i] for i in batch]
+        for indices in batches[rank::world]:
             source, lengths = pad([self.valid.sources[i] for i in indices], self.tokenizer.pad_id)
             best = generate(
                 model,
