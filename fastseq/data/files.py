@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple
 
 _OPENERS = {".xz": lzma.open, ".gz": gzip.open}
 # Where a sentence ends and another begins, in European typography.
-_SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”»)]*\s+(?=[\"'“«(]*[A-ZÀ-Þ0-9])")
+_SENTENCE_END = re.compile(r"(?:(?<=[.!?…])|(?<=[.!?…][\"'”»)]))\s+(?=[\"'“«(]*[A-ZÀ-Þ])")
 
 
 class DataError(ValueError):
@@ -106,7 +106,7 @@ def read_documents(path: str | Path, column: int | None = None) -> Iterator[list
 
 def split_sentences(paragraph: str) -> list[str]:
     """Sentences of a paragraph, cut after a full stop, a question or an exclamation mark that a
-    capital or a digit follows."""
+    capital follows."""
     return [s for s in _SENTENCE_END.split(paragraph) if s]
 
 

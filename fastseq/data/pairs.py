@@ -14,7 +14,8 @@ Pair = tuple[str, str]
 _SPACES = re.compile(r"\s+")
 _LETTER = re.compile(r"[^\W\d_]")
 _TAG = re.compile(r"<[^<>]*>")
-_ACCELERATOR = re.compile(r"[_&](?=[^\W\d_])")
+_STOPS = ".,:;!?…"
+_KEYED_WORD = re.compile(r"([^\W_]*)[_&]([^\W\d_][^\W_]*\W*)")  # _Open, E_xit, &File...
 
 
 class Split(NamedTuple):
@@ -46,10 +47,11 @@ def clean_pair(source: str, target: str) -> Pair | None:
 
 def _without_accelerator(text: str, other: str) -> str:
     """``text`` without its one menu key; a word that the other side has too is a name."""
-    words = [w for w in text.split() if _ACCELERATOR.search(w)]
-    if len(words) != 1 or len(_ACCELERATOR.findall(words[0])) != 1 or words[0] in other.split():
+    names = {word.rstrip(_STOPS) for word in other.split()}
+    words = [w for w in text.split() if _KEYED_WORD.fullmatch(w) and w.rstrip(_STOPS) not in names]
+    if len(words) != 1:
         return text
-    return text.replace(words[0], _ACCELERATOR.sub("", words[0]))
+    return text.replace(words[0], _KEYED_WORD.sub(r"\1\2", words[0]))
 
 
 def clean_pairs(pairs: Iterable[Pair]) -> Iterator[Pair]:

@@ -151,6 +151,8 @@ def best_answer(
         place = slice(window.first, window.first + count)
         scores = start[place, None].float() + end[None, place].float()  # (first, last)
         allowed = torch.ones_like(scores, dtype=torch.bool).triu().tril(max_answer - 1)
+        blank = torch.tensor([a == b for a, b in window.offsets])  # a token of space alone
+        allowed &= ~(blank | blank[:, None])
         scores = scores.masked_fill(~allowed, float("-inf"))
         top = int(scores.argmax())
         if float(scores.view(-1)[top]) > best:
