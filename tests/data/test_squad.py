@@ -23,7 +23,6 @@ def entry(text, start=None):
         "id": 7,
         "question": "When?",
         "answers": [{"text": text, "answer_start": start}],
-        **more,
     }
 
 
