@@ -47,11 +47,13 @@ def clean_pair(source: str, target: str) -> Pair | None:
 
 def _without_accelerator(text: str, other: str) -> str:
     """``text`` without its one menu key; a word that the other side has too is a name."""
-    names = {word.rstrip(_STOPS) for word in other.split()}
-    words = [w for w in text.split() if _KEYED_WORD.fullmatch(w) and w.rstrip(_STOPS) not in names]
-    if len(words) != 1:
+    if text.count("_") + text.count("&") != 1:
         return text
-    return text.replace(words[0], _KEYED_WORD.sub(r"\1\2", words[0]))
+    names = {word.rstrip(_STOPS) for word in other.split()}
+    for word in text.split():
+        if _KEYED_WORD.fullmatch(word) and word.rstrip(_STOPS) not in names:
+            return text.replace(word, _KEYED_WORD.sub(r"\1\2", word))
+    return text
 
 
 def clean_pairs(pairs: Iterable[Pair]) -> Iterator[Pair]:
