@@ -1,5 +1,6 @@
 """Words into numbers and back: byte-level BPE, or WordPiece, learned from text."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -79,34 +80,33 @@ class Tokenizer:
         if vocab_size < least:
             raise ValueError(f"vocab_size should be at least {least} for {kind}, got {vocab_size}")
 
+        texts = list(texts)
         normalizers: list = [lib.normalizers.NFC()]
         if lowercase:
             normalizers.append(lib.normalizers.Lowercase())
+        normalizer = lib.normalizers.Sequence(normalizers)
+        begin, end = special[2:4]
         if bpe:
             inner = lib.Tokenizer(lib.models.BPE(unk_token=special[1]))
             inner.pre_tokenizer = lib.pre_tokenizers.ByteLevel(add_prefix_space=True)
-            template = f"$A {special[3]}"
-            trim = [lib.processors.ByteLevel(trim_offsets=True)]
             inner.decoder = lib.decoders.ByteLevel()
+            template, trim = f"$A {end}", [lib.processors.ByteLevel(trim_offsets=True)]
             trainer = lib.trainers.BpeTrainer(
                 vocab_size=vocab_size,
                 special_tokens=special,
                 initial_alphabet=lib.pre_tokenizers.ByteLevel.alphabet(),
                 show_progress=False,
             )
+            inner.normalizer = normalizer
+            inner.train_from_iterator(texts, trainer)
         else:
-            inner = lib.Tokenizer(lib.models.WordPiece(unk_token=special[1]))
+            vocabulary = _wordpieces(texts, vocab_size, special, normalizer)
+            inner = lib.Tokenizer(lib.models.WordPiece(vocabulary, unk_token=special[1]))
+            inner.add_special_tokens(special)
+            inner.normalizer = normalizer
             inner.pre_tokenizer = lib.pre_tokenizers.BertPreTokenizer()
-            template, trim = f"{special[2]} $A {special[3]}", []
             inner.decoder = lib.decoders.WordPiece()
-            trainer = lib.trainers.WordPieceTrainer(
-                vocab_size=vocab_size,
-                special_tokens=special,
-                limit_alphabet=vocab_size // 4,
-                show_progress=False,
-            )
-        inner.normalizer = lib.normalizers.Sequence(normalizers)
-        inner.train_from_iterator(texts, trainer)
+            template, trim = f"{begin} $A {end}", []
         ends = lib.processors.TemplateProcessing(
             single=template, special_tokens=[(special[i], i) for i in (2, 3)]
         )
@@ -196,3 +196,29 @@ class Tokenizer:
     # BERT's names: a sequence begins with [CLS], and its parts end with [SEP].
     cls_id = bos_id
     sep_id = eos_id
+
+
+def _wordpieces(
+    texts: list[str], vocab_size: int, special: list[str], normalizer
+) -> dict[str, int]:
+    """A vocabulary of word pieces that depends on the texts alone.
+
+    The library numbers characters within words in the order of a hash table that changes from run
+    to run, and breaks ties by number. Here they are numbered before it begins.
+    """
+    lib = _library()
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update("".join(normalizer.normalize_str(text).split()))
+    ranked = sorted(counts, key=lambda c: (-counts[c], c))[: vocab_size // 4]
+    inner = lib.Tokenizer(lib.models.WordPiece(unk_token=special[1]))
+    inner.normalizer, inner.pre_tokenizer = normalizer, lib.pre_tokenizers.BertPreTokenizer()
+    trainer = lib.trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[*special, *(f"##{character}" for character in ranked)],
+        initial_alphabet=ranked,
+        limit_alphabet=len(ranked),
+        show_progress=False,
+    )
+    inner.train_from_iterator(texts, trainer)
+    return inner.get_vocab()

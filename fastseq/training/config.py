@@ -238,16 +238,23 @@ def _build(kind: type, prefix: str, values: Mapping[str, tuple[Any, str]]) -> An
         if rest and hints.get(name) == dict[str, Any]:
             arguments.setdefault(name, {})[rest] = value  # the model's configuration checks it
             continue
-        if rest or name not in hints or name in sections:
+        if name in sections:
+            raise ConfigError(f"{source}{key} is a table, got {value!r}")
+        if rest or name not in hints:
             known = [f"{prefix}{name}" for name in hints]
             close = difflib.get_close_matches(key, known, 1)
             hint = f"did you mean {close[0]}?" if close else f"there is: {', '.join(known)}"
             raise ConfigError(f"{source}unknown key {key!r}; {hint}")
         if not _fits(value, hints[name]):
-            wanted = hints[name].__name__ if type(hints[name]) is type else hints[name]
-            raise ConfigError(f"{source}{key} should be {wanted}, got {value!r}")
+            raise ConfigError(f"{source}{key} should be {_told(hints[name])}, got {value!r}")
         arguments[name] = value
     return kind(**arguments)
+
+
+def _told(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(get_args(hint))}"
+    return hint.__name__ if type(hint) is type else str(hint)
 
 
 def _fits(value: Any, hint: Any) -> bool:

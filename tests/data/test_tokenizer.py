@@ -67,6 +67,11 @@ def test_it_is_kept_in_a_file(tokenizer, tmp_path, texts):
         assert again.decode_batch([[5, 6], [2, 7, 3]]) == tokenizer.decode_batch([[5, 6], [7]])
 
 
+def test_the_same_texts_give_the_same_tokenizer(tokenizer, texts):
+    kind = "bpe" if tokenizer.inner.token_to_id("[CLS]") is None else "wordpiece"
+    assert Tokenizer.train(texts, 600, kind).inner.to_str() == tokenizer.inner.to_str()
+
+
 def test_files_that_are_none_are_told(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         Tokenizer.load(tmp_path)
