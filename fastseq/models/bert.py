@@ -5,16 +5,16 @@ Heads return logits; the loss is the caller's.
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn import Dropout, LayerNorm
+from torch.nn import LayerNorm
 
 from ..ops.gemm import linear
-from .base import WEIGHTS_FILE, read, read_config
+from .base import Checkpoint
 from .config import AttentionConfig
+from .dropout import Dropout
 from .layers import ACTIVATIONS, AttentionModel, Embedding, Linear, Stack, attend_rows, init_normal
 from .rows import Rows, token_rows
 
@@ -74,6 +74,7 @@ class _BERTModel(AttentionModel):
         """The model in a directory, in evaluation mode; the encoder of another kind of BERT's, too.
 
         From such a directory a head, and a pooler that it lacks, start from initial values.
+        Hugging Face's directories of BERT do as well.
 
         Args:
             device: where to put it; the CPU by default.
@@ -83,25 +84,29 @@ class _BERTModel(AttentionModel):
         Raises:
             FileNotFoundError, CheckpointError: as ``Model.from_pretrained``.
         """
-        directory = Path(directory)
-        model_type, _ = read_config(directory)
-        if model_type == cls.model_type or model_type not in _family():
-            return super().from_pretrained(directory, device, dtype, **changes)
-        _, fields, weights = read(directory, device)
-        whole = model_type == BERT.model_type
+        return super().from_pretrained(directory, device, dtype, **changes)
+
+    @classmethod
+    def _build(
+        cls: type[Self], found: Checkpoint, dtype: torch.dtype | None, **changes: Any
+    ) -> Self:
+        if found.model_type == cls.model_type or found.model_type not in _family():
+            return super()._build(found, dtype, **changes)
+        whole = found.model_type == BERT.model_type
         body = {
             name.removeprefix("bert."): weight
-            for name, weight in weights.items()
+            for name, weight in found.weights.items()
             if whole or name.startswith("bert.")
         }
-        model = cls(cls._configure(directory, {**fields, **changes}))
+        model = cls(cls._configure(found, changes))
         encoder = model._encoder
         if encoder.pooler is None:
             body = {name: x for name, x in body.items() if not name.startswith("pooler.")}
         else:
             for name, parameter in encoder.pooler.named_parameters():
                 body.setdefault(f"pooler.{name}", parameter.detach())
-        encoder._take(body, directory / WEIGHTS_FILE)
+        device = next(iter(body.values())).device
+        encoder._take(body, found.weights_path)
         return model.to(device, dtype).eval()
 
 

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import Dropout, LayerNorm, Module, ModuleList, init
+from torch.nn import LayerNorm, Module, ModuleList, init
 
 from ..functional import flash_attn_varlen_func
 from ..ops.gemm import linear
 from .base import Model
 from .config import AttentionConfig
+from .dropout import Dropout
 from .rows import Rows
 
 # How tokens see one another: layer, q, k, v (…, heads, head_dim), dropout -> (…, heads, head_dim).

@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import Dropout, ModuleList
+from torch.nn import ModuleList
 
 from .. import nn
 from ..ops.rnn_cell import is_plain, rnn_cell
 from .base import Model, at_least_float
 from .config import Config
+from .dropout import Dropout, dropout
 from .layers import Linear
 from .recurrent import RecurrentMemory, RecurrentState, States
-from .rows import token_rows
+from .rows import check_batch, token_rows
 
 _CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
@@ -153,12 +153,11 @@ class Seq2Seq(Model):
         Raises:
             TypeError, ValueError: types or shapes do not fit.
         """
-        if len(source) != len(target):
-            raise ValueError(f"target should have source's batch {len(source)}, got {len(target)}")
         if not 0 <= teacher_forcing <= 1:
             raise ValueError(f"teacher_forcing should be from 0 to 1, got {teacher_forcing}")
-        memory, states = self.encode(source, source_lengths)
         rows = token_rows(target, target_lengths, "target")
+        check_batch(source, target)
+        memory, states = self.encode(source, source_lengths)
         if self.config.input_feeding or teacher_forcing < 1:
             state = RecurrentState(states, memory, target.shape[1])
             return self.output(
@@ -252,7 +251,7 @@ class Seq2Seq(Model):
                 for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
             )
             if i and self.decoder.dropout:
-                x = F.dropout(x, self.decoder.dropout, self.training)
+                x = dropout(x, self.decoder.dropout, self.training)
             c = cells[0] if cells else None
             after = rnn_cell(x, h, c, w_ih, w_hh, b_ih, b_hh, self.decoder.mode)
             new.append(after if isinstance(after, tuple) else (after,))
