@@ -87,25 +87,30 @@ class Model(torch.nn.Module):
             CheckpointError: a file is damaged, of another model, or has other weights than its
                 configuration asks for.
         """
-        directory = Path(directory)
-        model_type, fields, weights = read(directory, device)
-        if model_type != cls.model_type:
+        return cls._build(read(directory, device), dtype, **changes)
+
+    @classmethod
+    def _build(
+        cls: type[Self], found: "Checkpoint", dtype: torch.dtype | None, **changes: Any
+    ) -> Self:
+        if found.model_type != cls.model_type:
             raise CheckpointError(
-                f"{directory / CONFIG_FILE}: a model of type {model_type!r}, not "
+                f"{found.config_path}: a model of type {found.model_type!r}, not "
                 f"{cls.model_type!r} as {cls.__name__} needs"
             )
         with torch.device("meta"):  # no memory, no random numbers
-            model = cls(cls._configure(directory, {**fields, **changes}))
-        model._take(weights, directory / WEIGHTS_FILE)
+            model = cls(cls._configure(found, changes))
+        model._take(found.weights, found.weights_path)
         return model.to(dtype=dtype).eval()
 
     @classmethod
-    def _configure(cls, directory: Path, fields: Mapping[str, Any]) -> Config:
+    def _configure(cls, found: "Checkpoint", changes: Mapping[str, Any]) -> Config:
         try:
-            check_names(cls.config_class, fields)
-            return cls.config_class(**fields)
+            check_names(cls.config_class, found.fields)
+            config = cls.config_class(**found.fields)
         except (TypeError, ValueError) as error:
-            raise CheckpointError(f"{directory / CONFIG_FILE}: {error}") from None
+            raise CheckpointError(f"{found.config_path}: {error}") from None
+        return config.replace(**changes)
 
     def _take(self, weights: dict[str, Tensor], path: Path) -> None:
         """Puts the weights of a file in place of the parameters; ties stay."""
@@ -124,26 +129,48 @@ class Model(torch.nn.Module):
                 )
         new = {id(p): torch.nn.Parameter(weights[name]) for name, p in own.items()}
         for module in self.modules():
-            for name, parameter in module._parameters.items():
-                if parameter is not None:
-                    module._parameters[name] = new[id(parameter)]
+            for name, old in module._parameters.items():
+                if old is not None:
+                    module._parameters[name] = new[id(old)]
 
 
 def load(
     directory: str | os.PathLike,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    **changes: Any,
 ) -> Model:
     """The model in a directory, of whichever class its config.json names.
 
     Args and errors are those of ``Model.from_pretrained``.
     """
-    model_type, _ = read_config(Path(directory))
-    return _classes[model_type].from_pretrained(directory, device, dtype)
+    found = read(directory, device)
+    return _classes[found.model_type]._build(found, dtype, **changes)
 
 
-def read_config(directory: Path) -> tuple[str, dict[str, Any]]:
-    """The model's type, one of ours, and the fields of its configuration."""
+@dataclasses.dataclass
+class Checkpoint:
+    """What a model's directory holds: its type, the fields of its configuration, its weights."""
+
+    directory: Path
+    model_type: str
+    fields: dict[str, Any]
+    weights: dict[str, Tensor]
+
+    @property
+    def config_path(self) -> Path:
+        return self.directory / CONFIG_FILE
+
+    @property
+    def weights_path(self) -> Path:
+        return self.directory / WEIGHTS_FILE
+
+
+def read(directory: str | os.PathLike, device: torch.device | str | None = None) -> Checkpoint:
+    """Reads a directory of ours, or one of Hugging Face's that ``huggingface`` knows."""
+    from . import huggingface
+
+    directory = Path(directory)
     path = directory / CONFIG_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file, so {directory} holds no model")
@@ -151,20 +178,17 @@ def read_config(directory: Path) -> tuple[str, dict[str, Any]]:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{path}: not JSON: {error}") from None
-    model_type = fields.pop("model_type", None) if isinstance(fields, dict) else None
-    if model_type not in _classes:
+    if not isinstance(fields, dict):
+        raise CheckpointError(f"{path}: not a JSON object")
+    model_type = fields.pop("model_type", None)
+    known = {**_classes, **huggingface.CONVERTERS}
+    if model_type not in known:
         raise CheckpointError(
-            f"{path}: unknown model_type {model_type!r}; known: {', '.join(sorted(_classes))}"
+            f"{path}: unknown model_type {model_type!r}; known: {', '.join(sorted(known))}"
         )
-    return model_type, fields
-
-
-def read(
-    directory: Path, device: torch.device | str | None = None
-) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
-    """``read_config`` and the weights by name."""
-    model_type, fields = read_config(directory)
-    return model_type, fields, read_weights(directory / WEIGHTS_FILE, device)
+    weights = read_weights(directory / WEIGHTS_FILE, device)
+    found = Checkpoint(directory, model_type, fields, weights)
+    return found if model_type in _classes else huggingface.convert(found)
 
 
 def read_weights(path: Path, device: torch.device | str | None = None) -> dict[str, Tensor]:

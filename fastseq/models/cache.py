@@ -1,7 +1,7 @@
 """What a decoder keeps between steps: keys and values, contiguous or in pages, or RNN states."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -121,7 +121,7 @@ class PagedCache:
         return free[:count].to(torch.int32)
 
 
-def _attend(*tensors: Tensor, **options) -> Tensor:
+def _attend(*tensors: Any, **options: Any) -> Tensor:
     out = flash_attn_with_kvcache(*tensors, **options)
     assert isinstance(out, Tensor)
     return out
@@ -150,9 +150,8 @@ class EncoderMemory:
         if not self.need_attention or layer < len(self.layers) - 1:
             return _attend(q, k, v, cache_seqlens=self.lengths)
         present = torch.arange(k.shape[1], device=k.device) < self.lengths[:, None]
-        out, weights = attention_and_weights(
-            *(x.transpose(1, 2) for x in (q, k, v)), present[:, None, None], average=True
-        )
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        out, weights = attention_and_weights(q, k, v, present[:, None, None], average=True)
         self.attention = weights[:, -1]
         return out.transpose(1, 2)
 
@@ -178,7 +177,10 @@ class AttentionState:
         cache: CacheKind,
         memory: EncoderMemory | None = None,
     ) -> None:
-        kinds = {"contiguous": ContiguousCache, "paged": PagedCache}
+        kinds: dict[str, type[ContiguousCache] | type[PagedCache]] = {
+            "contiguous": ContiguousCache,
+            "paged": PagedCache,
+        }
         if cache not in kinds:
             raise ValueError(f"cache should be one of {', '.join(kinds)}, got {cache!r}")
         if max_length < 1:
@@ -202,7 +204,7 @@ class AttentionState:
 
     def select(self, rows: Tensor) -> None:
         """Keeps, reorders or repeats sequences: sequence i becomes what rows[i] was."""
-        _check_rows(rows, self.cache.batch)
+        check_rows(rows, self.cache.batch)
         self.cache.select(rows)
         if self.memory is not None:
             self.memory.select(rows)
@@ -213,12 +215,7 @@ class AttentionState:
         Raises:
             TypeError, ValueError: tokens do not fit the state.
         """
-        steps = check_step(tokens, self.cache.batch)
-        if self.length + steps > self.max_length:
-            raise ValueError(
-                f"the state holds {self.max_length} tokens a sequence, got {self.length} and "
-                f"{steps} new ones"
-            )
+        steps = check_step(tokens, self.cache.batch, self.length, self.max_length)
         self.cache.reserve(steps)
         result = compute(torch.arange(self.length, self.length + steps, device=tokens.device))
         self.cache.length += steps
@@ -228,20 +225,23 @@ class AttentionState:
         return self.cache.attend(layer, q, k, v)
 
 
-def check_step(tokens: Tensor, batch: int) -> int:
-    """The number of new tokens (B, t) a sequence."""
+def check_step(tokens: Tensor, batch: int, length: int, max_length: int) -> int:
+    """The number of new tokens (B, t) a sequence, behind ``length`` of ``max_length``."""
     check_tokens(tokens, "tokens")
-    if tokens.shape[0] != batch or not tokens.shape[1]:
+    steps = tokens.shape[1]
+    if tokens.shape[0] != batch or not steps:
         raise ValueError(
             f"tokens should have shape ({batch}, t) with t ≥ 1, got {tuple(tokens.shape)}"
         )
-    return tokens.shape[1]
-
-
-def _check_rows(rows: Tensor, batch: int) -> None:
-    if rows.dtype != torch.int64 or rows.dim() != 1:
-        raise TypeError(
-            f"rows should be one-dimensional int64, got {rows.dtype} of {rows.dim()}-D"
+    if length + steps > max_length:
+        raise ValueError(
+            f"the state holds {max_length} tokens a sequence, got {length} and {steps} new ones"
         )
+    return steps
+
+
+def check_rows(rows: Tensor, batch: int) -> None:
+    if rows.dtype != torch.int64 or rows.dim() != 1:
+        raise TypeError(f"rows should be one-dimensional int64, got {rows.dtype} of {rows.dim()}-D")
     if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < batch:
         raise IndexError(f"rows should be from 0 to {batch - 1}, got {rows.tolist()}")

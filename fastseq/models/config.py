@@ -90,9 +90,10 @@ def check_names(kind: type[Config], names: Any) -> None:
 
 def _check(name: str, value: Any, hint: Any) -> None:
     if not _fits(value, hint):
-        if get_origin(hint) is Literal:
-            choices = ", ".join(map(repr, get_args(hint)))
-            raise ValueError(f"{name} should be one of {choices}, got {value!r}")
+        choices = _choices(hint)
+        if isinstance(value, str) and choices:
+            wanted = ", ".join(map(repr, choices))
+            raise ValueError(f"{name} should be one of {wanted}, got {value!r}")
         wanted = getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else str(hint)
         raise TypeError(f"{name} should be of type {wanted}, got {value!r}")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -105,6 +106,12 @@ def _check(name: str, value: Any, hint: Any) -> None:
             raise ValueError(f"{name} should not be negative, got {value}")
     elif value <= 0:
         raise ValueError(f"{name} should be greater than zero, got {value}")
+
+
+def _choices(hint: Any) -> list[Any]:
+    if get_origin(hint) is Literal:
+        return list(get_args(hint))
+    return [choice for part in get_args(hint) for choice in _choices(part)]
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -211,9 +211,7 @@ class Layer(Module):
             )
         return self._add(x, self.feed_forward_norm, self.feed_forward)
 
-    def _add(
-        self, x: Tensor, norm: LayerNorm | None, part: Callable[[Tensor], Tensor]
-    ) -> Tensor:
+    def _add(self, x: Tensor, norm: LayerNorm | None, part: Callable[[Tensor], Tensor]) -> Tensor:
         assert norm is not None
         if self.norm_first:
             return x + self.dropout(part(norm(x)))
@@ -240,6 +238,11 @@ class Stack(Module):
             own = memory if memory is None or isinstance(memory, Tensor) else memory[i]
             x = layer(x, i, attend, own, attend_memory)
         return x if self.norm is None else self.norm(x)
+
+    def project(self, memory: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values (…, heads, head_dim) of the memory (…, d) in every cross-attention."""
+        crosses = [part for part in self.modules() if isinstance(part, CrossAttention)]
+        return [cross.project(memory) for cross in crosses]
 
 
 class AttentionModel(Model):

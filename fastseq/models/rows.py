@@ -100,3 +100,8 @@ def check_tokens(tokens: Tensor, name: str) -> None:
         raise TypeError(f"{name} should be of integers, got {tokens.dtype}")
     if tokens.dim() != 2:
         raise ValueError(f"{name} should have shape (B, T), got {tuple(tokens.shape)}")
+
+
+def check_batch(source: Tensor, target: Tensor) -> None:
+    if len(source) != len(target):
+        raise ValueError(f"target should have source's batch {len(source)}, got {len(target)}")

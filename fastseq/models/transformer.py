@@ -3,17 +3,29 @@
 In ``forward`` the tokens of all sentences lie one after the other, and no padding is computed.
 """
 
+import dataclasses
 import math
+import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .base import at_least_float
+from .bert import BERT
 from .cache import AttentionState, CacheKind, EncoderMemory
 from .config import AttentionConfig
-from .layers import AttentionModel, Embedding, Linear, Stack, attend_rows, init_xavier
-from .rows import Rows, token_rows
+from .layers import (
+    AttentionModel,
+    Embedding,
+    Linear,
+    Stack,
+    attend_rows,
+    init_normal,
+    init_xavier,
+)
+from .rows import Rows, check_batch, token_rows
 
 
 @dataclass(kw_only=True)
@@ -76,6 +88,71 @@ class Transformer(AttentionModel):
         if config.tie_embeddings:
             self.output.weight = self.target_embedding.words.weight
 
+    @classmethod
+    def from_bert(
+        cls,
+        bert: BERT,
+        *,
+        decoder_layers: int | None = None,
+        decoder_from_bert: bool = True,
+        **changes: Any,
+    ) -> "Transformer":
+        """An encoder-decoder that starts from a BERT (Rothe et al., arXiv 1907.12461).
+
+        The encoder is BERT's, whose first segment is added to the positions. What BERT does not
+        have is drawn as in BERT, normal with standard deviation 0.02.
+
+        Args:
+            decoder_layers: as many as the encoder's if None.
+            decoder_from_bert: the decoder's layers, but for cross-attention, positions and, where
+                the vocabularies are one, words start from BERT's, too.
+            changes: fields of the configuration to set otherwise: another vocab_size, with its
+                bos_id and eos_id (BERT's are those of [CLS] and [SEP]).
+
+        Raises:
+            ValueError: BERT's positions are not learned.
+        """
+        theirs = bert.config
+        if theirs.positions != "learned":
+            raise ValueError(f"bert should have learned positions, got {theirs.positions}")
+        own = {field.name for field in dataclasses.fields(TransformerConfig)}
+        fields = {name: x for name, x in dataclasses.asdict(theirs).items() if name in own}
+        same_words = changes.get("vocab_size", theirs.vocab_size) == theirs.vocab_size
+        fields |= {
+            "source_vocab_size": theirs.vocab_size,
+            "encoder_layers": theirs.num_layers,
+            "decoder_layers": decoder_layers or theirs.num_layers,
+            "share_embeddings": same_words,
+            "scale_embeddings": False,
+            "norm_embeddings": True,
+        }
+        model = cls(TransformerConfig(**{**fields, **changes}))
+        init_normal(model)
+        like = bert.embedding.words.weight
+        model.to(like.device, like.dtype)
+        model.encoder.load_state_dict(bert.encoder.state_dict())
+        start = bert.embedding.state_dict()
+        start["positions.weight"] = start["positions.weight"] + start.pop("segments.weight")[0]
+        model.source_embedding.load_state_dict(start)
+        if decoder_from_bert:
+            if not same_words:
+                start["words.weight"] = model.target_embedding.words.weight
+            model.target_embedding.load_state_dict(start)
+            for ours, layer in zip(model.decoder.layers, bert.encoder.layers):
+                ours.load_state_dict(layer.state_dict(), strict=False)  # no cross-attention there
+        return model
+
+    @classmethod
+    def from_marian(
+        cls,
+        directory: str | os.PathLike,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **changes: Any,
+    ) -> "Transformer":
+        """``from_pretrained``, which reads Hugging Face's directories of Marian models too."""
+        return cls.from_pretrained(directory, device, dtype, **changes)
+
     def forward(
         self, source: Tensor, source_lengths: Tensor, target: Tensor, target_lengths: Tensor
     ) -> Tensor:
@@ -91,10 +168,9 @@ class Transformer(AttentionModel):
         Raises:
             TypeError, ValueError: types or shapes do not fit, or a sequence is too long.
         """
-        if len(source) != len(target):
-            raise ValueError(f"target should have source's batch {len(source)}, got {len(target)}")
-        memory, keys = self.encode(source, source_lengths)
         rows = token_rows(target, target_lengths, "target", self.config.max_length)
+        check_batch(source, target)
+        memory, keys = self.encode(source, source_lengths)
         x = self.target_embedding(rows.pack(target), rows.positions)  # (N, d)
         attend = self._placed(attend_rows(rows, rows, causal=True), rows.positions)
         return self.output(self.decoder(x, attend, memory, attend_rows(rows, keys)))
@@ -125,7 +201,7 @@ class Transformer(AttentionModel):
         """
         self._check_length(max_length)
         memory, rows = self.encode(source, source_lengths)
-        projected = [layer.cross_attention.project(memory) for layer in self.decoder.layers]
+        projected = self.decoder.project(memory)
         encoded = EncoderMemory(projected, rows, need_attention)
         return AttentionState(len(projected), len(source), max_length, cache, encoded)
 

@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 
 from .. import _extension
-from ..ops.gemm import widens
 from ..ops.rnn import rnn_layer
-from ..ops.rnn_cell import rnn_cell
-from ..ops.traced import is_traced
+from ..ops.rnn_cell import is_plain, rnn_cell
 from . import _extras
 
 _OPTIONS = ("layer_norm", "zoneout")
@@ -64,13 +62,7 @@ class _Cell(torch.nn.RNNCellBase):
 
     def _is_plain(self, input: Tensor) -> bool:
         """Whether the call is a step without extras, converted by nobody and seen by nobody."""
-        return (
-            not self.layer_norm
-            and not self.zoneout
-            and not torch._C._is_any_autocast_enabled()
-            and not is_traced()
-            and not widens(input)
-        )
+        return not self.layer_norm and not self.zoneout and is_plain(input)
 
     def _step(self, input: Tensor, h: Tensor | None, c: Tensor | None, mode: str):
         """One step: h, with c if LSTM; None if torch's own forward should take the call.

@@ -11,7 +11,9 @@ from torch import Tensor
 from .. import _extension
 from ..reference import rnn_cell as reference
 from ..reference.rnn import GATES, accumulate_dtype
+from .gemm import widens
 from .registration import register
+from .traced import is_traced
 
 _library = torch.library.Library("fastseq", "FRAGMENT")
 _library.define(
@@ -97,6 +99,11 @@ class _EagerCell(torch.autograd.Function):
         of_weights += [None] * (4 - len(of_weights))
         of_input, of_h = of_input if need_input else None, of_h if need_state else None
         return None, of_input, of_h, None if c is None else of_c, *of_weights
+
+
+def is_plain(input: Tensor) -> bool:
+    """Whether a step of this input is converted by nobody and seen by nobody."""
+    return not torch._C._is_any_autocast_enabled() and not is_traced() and not widens(input)
 
 
 def rnn_cell(
