@@ -122,7 +122,8 @@ class FastDecoder:
         if source is None or source_lengths is None:
             raise TypeError("a Transformer begins with source and source_lengths")
         encoded, rows = self.model.encode(source, source_lengths)
-        memory = [layer.cross_attention.kv(encoded) for layer in self.model.decoder.layers]
+        layers: Any = self.model.decoder.layers
+        memory = [layer.cross_attention.kv(encoded) for layer in layers]
         spans = torch.stack([rows.bounds[:-1], rows.bounds.diff()], 1)
         return FastState(self._shape(), len(source), max_length, memory, spans)
 

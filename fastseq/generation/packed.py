@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from ..models import GPT, Transformer
-from ..models.config import AttentionConfig
-from ..models.layers import Embedding, Layer, Stack, _angles
+from ..models.layers import Layer, Stack, angles
 from ..ops.decoder import pack, pad
 
 WEIGHTS = (torch.float32, torch.bfloat16, torch.int8)
@@ -40,12 +39,15 @@ class PackedWeights:
         biases = [pad(linear.bias, linear.weight) for linear in linears]
         if config.bos_id != config.eos_id:
             biases[-1][config.bos_id] = -torch.inf  # never generated
-        places, angles = _positions(embedding, config)
+        table, rotary = embedding.table(), None
+        if config.positions == "rotary":
+            width = config.hidden_size // config.num_heads
+            rotary = angles(config.max_length, width, torch.device("cpu"), torch.float32)
         return cls(
             embedding.words.weight.clone(),
             float(embedding.scale),
-            places,
-            angles,
+            None if table is None else table.detach().clone(),
+            rotary,
             None if embedding.norm is None else _norm(embedding.norm),
             [panels for panels, _ in packed],
             biases,
@@ -89,24 +91,12 @@ def _linears(layer: Layer) -> list[torch.nn.Linear]:
 
 
 def _norms(stack: Stack) -> list[torch.nn.LayerNorm]:
-    found = []
-    for layer in stack.layers:
+    layers: Any = stack.layers
+    found: list[torch.nn.LayerNorm | None] = []
+    for layer in layers:
         found += [layer.attention_norm, layer.cross_attention_norm, layer.feed_forward_norm]
     return [norm for norm in [*found, stack.norm] if norm is not None]
 
 
 def _norm(norm: torch.nn.LayerNorm) -> Tensor:
     return torch.stack([norm.weight, norm.bias])
-
-
-def _positions(
-    embedding: Embedding, config: AttentionConfig
-) -> tuple[Tensor | None, Tensor | None]:
-    """What is added to words (positions, d), or sines and cosines (2, positions, D/2)."""
-    if embedding.positions is not None:
-        return embedding.positions.weight.clone(), None
-    width = config.hidden_size
-    if config.positions == "rotary":
-        width //= config.num_heads
-    table = _angles(config.max_length, width, torch.device("cpu"), torch.float32)
-    return (None, table) if config.positions == "rotary" else (torch.cat(table.unbind(), -1), None)

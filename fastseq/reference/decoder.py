@@ -7,6 +7,8 @@ its numbers. Inputs are rounded to bfloat16, or row by row to int8 (127 is the l
 float32, or exact integers.
 """
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -62,7 +64,7 @@ def rotate(x: Tensor, sine: Tensor, cosine: Tensor) -> Tensor:
 def activate(kind: str, x: Tensor) -> Tensor:
     if kind == "gelu_tanh":
         return F.gelu(x, approximate="tanh")
-    return {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}[kind](x)
+    return getattr(F, kind)(x)
 
 
 def decoder_step(
@@ -91,14 +93,14 @@ def decoder_step(
     """``fastseq::decoder_step``; the operator's docstring says what each argument is."""
     (rows, steps), width = tokens.shape, words.shape[1]
     now = slice(length, length + steps)
-    next_matrix = iter(zip(matrices, biases, scales or [None] * len(matrices)))
+    next_matrix = itertools.zip_longest(matrices, biases, scales)
     next_norm = iter(norms)
 
     def times(x: Tensor, outputs: int) -> Tensor:
         return product(x, *next(next_matrix))[:, :outputs]
 
     def normalised(x: Tensor, weights: Tensor) -> Tensor:
-        return F.layer_norm(x, (width,), *weights, eps)
+        return F.layer_norm(x, (width,), weights[0], weights[1], eps)
 
     def add(x: Tensor, part) -> Tensor:
         if norm_first:
