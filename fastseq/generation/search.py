@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _extension
 from .beam import search_beams
 from .decoding import Decoding, Hypothesis, Rows
+from .fast import FastDecoder
 from .greedy import most_likely, sampler, search_rows
+from .packed import unsupported
 
 Prefix = Tensor | Sequence[Sequence[int]]
 
@@ -34,6 +37,7 @@ def generate(
     use_cache: bool = True,
     cache: str = "contiguous",
     need_attention: bool = False,
+    weights: torch.dtype | None = None,
 ) -> list[list[Hypothesis]]:
     """Sequences that a model continues or translates to: greedy, sampled or by beam search.
 
@@ -65,6 +69,9 @@ def generate(
         use_cache: False steps over the whole sequence every time: slow, and the same tokens.
         cache: "contiguous" or "paged".
         need_attention: also return the attention weights of each token.
+        weights: of a ``FastDecoder`` of this ``Transformer`` or ``GPT`` on the CPU: torch.float32,
+            torch.bfloat16 or torch.int8. By default a model of float32 there gets one of float32,
+            unless another cache or attention weights are asked for.
 
     Returns:
         For each of the B sentences its hypotheses, best first: ``num_return``, or fewer where beam
@@ -80,6 +87,7 @@ def generate(
         raise ValueError(f"num_return must be at most beam_size={beam_size}, got {num_return}")
     if cache not in ("contiguous", "paged"):
         raise ValueError(f"cache must be 'contiguous' or 'paged', got {cache!r}")
+    model = _fastest(model, weights, use_cache and cache == "contiguous" and not need_attention)
     if source is not None:
         source, source_lengths = _checked_source(source, source_lengths, model.config.pad_id)
     elif source_lengths is not None:
@@ -89,7 +97,13 @@ def generate(
         return []
     device = next(model.parameters()).device if source is None else source.device
     rows = _first_rows(prefixes, source, max_new_tokens, model, need_attention, device)
-    options: dict[str, Any] = {"max_length": rows.tokens.shape[1], "cache": cache}
+    stepped = rows.tokens.shape[1] - 1  # over the last token there is no step
+    if stepped > (most := getattr(model.config, "max_length", stepped)):
+        raise ValueError(
+            f"the prefix and max_new_tokens={max_new_tokens} come to {stepped} tokens; the model's "
+            f"max_length is {most}"
+        )
+    options: dict[str, Any] = {"max_length": stepped, "cache": cache}
     if need_attention:
         options["need_attention"] = True
     with torch.no_grad(), _evaluating(model):
@@ -116,6 +130,19 @@ def generate(
             hypothesis = replace(hypothesis, attention=shown)
         results[sentence].append(hypothesis)
     return [sorted(h, key=lambda x: -x.score)[:num_return] for h in results]
+
+
+def _fastest(model: Any, weights: torch.dtype | None, plain: bool) -> Any:
+    """The model, or a fast decoder of it where that serves."""
+    if weights is not None:
+        if not plain:
+            raise ValueError(
+                f"weights={weights} needs the contiguous cache, and has no attention to show"
+            )
+        return FastDecoder(model, weights)
+    if plain and _extension.load() and unsupported(model) is None:
+        return FastDecoder(model)
+    return model
 
 
 def _first_rows(

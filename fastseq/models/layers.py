@@ -51,7 +51,7 @@ def rotated(attend: Attend, positions: Tensor, max_length: int) -> Attend:
     """
 
     def attend_rotated(layer: int, q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
-        table = _angles(max_length, q.shape[-1], q.device, q.dtype)[:, positions].unsqueeze(-2)
+        table = angles(max_length, q.shape[-1], q.device, q.dtype)[:, positions].unsqueeze(-2)
         return attend(layer, _rotate(q, *table), _rotate(k, *table), v, dropout_p)
 
     return attend_rotated
@@ -64,7 +64,7 @@ def _rotate(x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=32)
 @torch.inference_mode(False)
-def _angles(length: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+def angles(length: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """sin and cos of position / 10000^(2i/width), (2, length, width/2)."""
     exponents = torch.arange(0, width, 2, dtype=torch.float64) / width
     angles = torch.arange(length, dtype=torch.float64)[:, None] / 10000**exponents
@@ -120,13 +120,23 @@ class Embedding(Module):
         if self.positions is not None:
             x = x + self.positions(positions)
         elif self.kind == "sinusoidal":
-            table = _angles(self.max_length, x.shape[-1], x.device, x.dtype)[:, positions]
+            table = angles(self.max_length, x.shape[-1], x.device, x.dtype)[:, positions]
             x = x + torch.cat(table.unbind(), -1)
         if self.segments is not None:
             x = x + self.segments(torch.zeros_like(tokens) if segments is None else segments)
         if self.norm is not None:
             x = self.norm(x)
         return self.dropout(x)
+
+    def table(self) -> Tensor | None:
+        """What is added to words by position, (max_length, d); None if positions are rotary."""
+        if self.positions is not None:
+            return self.positions.weight
+        if self.kind != "sinusoidal":
+            return None
+        weight = self.words.weight
+        table = angles(self.max_length, weight.shape[1], weight.device, weight.dtype)
+        return torch.cat(table.unbind(), -1)
 
 
 class SelfAttention(Module):
