@@ -13,7 +13,9 @@ corpus = typer.Typer(
 )
 _Language = Annotated[str, typer.Option(help="The other language's code, as in folders' names.")]
 _Out = Annotated[Path, typer.Option(help="Folder for the two files.")]
-_Fraction = Annotated[float, typer.Option(help="Part of the English texts kept for validation.")]
+_Fraction = Annotated[
+    float, typer.Option(min=0.0, max=1.0, help="Part of the English texts kept for validation.")
+]
 
 
 @contextmanager

@@ -302,8 +302,7 @@ class Trainer:
             observed += task.observe(outputs, batch)
         loss, count = ranks.sum(sums)
         losses = dict(zip(task.terms, (loss / count.clamp(min=1)).tolist()))
-        with self._autocast():
-            written = task.write(model, ranks.rank, ranks.world)
+        written = task.write(model, ranks.rank, ranks.world)
         scores = task.scores(losses, ranks.gather(observed))
         judged, samples = task.judge(ranks.gather(written))
         self.scores = {**scores, **judged}

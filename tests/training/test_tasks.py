@@ -84,7 +84,7 @@ def test_pretraining_learns_and_fine_tuning_goes_on_from_it(tmp_path, text):
     data.write_text("".join(lines))
     flags = {"data.train": [str(data)], "data.threshold": 0.0, "data.max_length": 48}
     flags |= {"init_encoder": str(tmp_path / "bert" / "best"), "model.dropout": 0.0}
-    scores, _ = run("classify", tmp_path / "class", flags, steps=40, lr=3e-3)
+    scores, _ = run("classify", tmp_path / "class", flags, steps=80, lr=3e-3)
     assert scores["accuracy"] > 95
     assert scores["f1"] > 95
     assert json.loads((tmp_path / "class" / "best" / "labels.json").read_text()) == [
@@ -96,6 +96,14 @@ def test_pretraining_learns_and_fine_tuning_goes_on_from_it(tmp_path, text):
     assert after.config.num_labels == 2
     with pytest.raises(ConfigError, match=r"data.max_length should be at most 48"):
         run("classify", tmp_path / "long", {**flags, "data.max_length": 64}, steps=1)
+
+    # The same encoder in an encoder-decoder, which learns to say who it is about.
+    lines = [line.split("\t")[1].strip() for line in lines]
+    data.write_text("".join(f"{line}\tIt is {line.split()[0]}.\n" for line in lines))
+    flags = {"data.train": [str(data)], "data.max_length": 48, "model.decoder_layers": 1}
+    flags |= {"init_encoder": str(tmp_path / "bert" / "best"), "model.dropout": 0.0}
+    scores, _ = run("summarize", tmp_path / "say", flags, steps=160, lr=3e-3, samples=8)
+    assert scores["rouge_l"] > 90
 
 
 def test_question_answering_learns(tmp_path):

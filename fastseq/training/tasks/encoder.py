@@ -2,12 +2,11 @@
 
 from typing import Any, TypeVar
 
-from ...data import Tokenizer
-from ...models import BERTConfig
+from ...models import BERTConfig, Model
 from ..config import ConfigError
 from .base import Task
 
-Kind = TypeVar("Kind")
+Kind = TypeVar("Kind", bound=Model)
 
 
 def build_encoder(task: Task, kind: type[Kind], **head: Any) -> Kind:
@@ -17,28 +16,33 @@ def build_encoder(task: Task, kind: type[Kind], **head: Any) -> Kind:
         ConfigError: the trained encoder does not fit the settings.
     """
     settings = task.settings
-    limit = settings.data.max_length
-    if settings.init_encoder is None:
-        fixed = {
-            **task.special_ids(), "mask_id": task.tokenizer.mask_id, "max_length": limit, **head
-        }  # fmt: skip
-        return kind(task.configure(BERTConfig, fixed))  # type: ignore[call-arg]
+    if settings.init_encoder is not None:
+        return load_encoder(task, kind, **settings.model, **head)
+    fixed = {**task.special_ids(), "mask_id": task.tokenizer.mask_id, **head}
+    fixed["max_length"] = settings.data.max_length
+    return kind(task.configure(BERTConfig, fixed))
+
+
+def load_encoder(task: Task, kind: type[Kind], **changes: Any) -> Kind:
+    """The BERT in ``init_encoder``, as a ``kind``.
+
+    Raises:
+        ConfigError: it does not fit the settings. FileNotFoundError, CheckpointError: it is none.
+    """
+    folder, limit = str(task.settings.init_encoder), task.settings.data.max_length
     try:
-        model = kind.from_pretrained(settings.init_encoder, **settings.model, **head)  # type: ignore[attr-defined]
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"init_encoder {settings.init_encoder}: {error}") from None
-    if model.config.max_length < limit:
+        model = kind.from_pretrained(folder, **changes)
+    except TypeError as error:
+        raise ConfigError(f"[model]: {error}") from None
+    config = model.config
+    if config.max_length < limit:
         raise ConfigError(
-            f"data.max_length should be at most {model.config.max_length} with this init_encoder, "
+            f"data.max_length should be at most {config.max_length} with this init_encoder, "
             f"got {limit}"
         )
-    check_vocabulary(settings.init_encoder, model.config.vocab_size, task.tokenizer)
-    return model
-
-
-def check_vocabulary(folder: str, vocab_size: int, tokenizer: Tokenizer) -> None:
-    """ConfigError where a tokenizer has tokens that a model does not know."""
-    if len(tokenizer) > vocab_size:
+    if len(task.tokenizer) > config.vocab_size:
         raise ConfigError(
-            f"init_encoder {folder} has {vocab_size} tokens, the tokenizer {len(tokenizer)}"
+            f"init_encoder {folder} has {config.vocab_size} tokens, the tokenizer "
+            f"{len(task.tokenizer)}"
         )
+    return model

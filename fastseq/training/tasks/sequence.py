@@ -15,10 +15,11 @@ from ...data import (
     pad,
     token_batches,
 )
-from ...models import Model, Seq2Seq, Seq2SeqConfig, Transformer, TransformerConfig
+from ...models import BERT, Model, Seq2Seq, Seq2SeqConfig, Transformer, TransformerConfig
 from ..config import ConfigError, Settings
 from ..metrics import bleu, chrf, rouge_l
 from .base import Batch, Examples, Shuffle, Task
+from .encoder import load_encoder
 
 _CELLS = ("rnn", "lstm", "gru")
 
@@ -82,9 +83,9 @@ class SequenceTask(Task):
         settings = self.settings
         ids: dict[str, Any] = self.special_ids()
         if settings.arch == "transformer":
-            fixed = {**ids, "max_length": settings.data.max_length}
             if settings.init_encoder:
-                return self._from_bert(fixed)
+                return self._from_bert()
+            fixed = {**ids, "max_length": settings.data.max_length}
             return Transformer(self.configure(TransformerConfig, fixed))
         if settings.init_encoder:
             raise ConfigError(f"init_encoder needs arch transformer, got {settings.arch}")
@@ -94,8 +95,13 @@ class SequenceTask(Task):
             fixed["attention"] = None
         return Seq2Seq(self.configure(Seq2SeqConfig, fixed))
 
-    def _from_bert(self, fixed: dict[str, Any]) -> Model:
-        raise NotImplementedError
+    def _from_bert(self) -> Model:
+        """A Transformer that starts from a trained BERT."""
+        bert = load_encoder(self, BERT)
+        try:
+            return Transformer.from_bert(bert, **self.settings.model)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"[model]: {error}") from None
 
     @torch.no_grad()
     def write(self, model: Model, rank: int, world: int) -> list[Any]:
