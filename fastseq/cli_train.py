@@ -44,6 +44,10 @@ def train(
         list[str] | None,
         typer.Option(help="Validation file; without one a part of the data is held out."),
     ] = None,
+    column: Annotated[
+        list[int] | None,
+        typer.Option(help="Column of a tab-separated file, from 1; two --column for pairs."),
+    ] = None,
     out: Annotated[
         str | None, typer.Option(help="Folder of the run; one that is there is continued.")
     ] = None,
@@ -81,6 +85,7 @@ def train(
     given: dict[str, Any] = {
         "data.train": data,
         "data.valid": valid,
+        "data.columns": column,
         "out": out,
         "arch": arch,
         "init_encoder": init_encoder,

@@ -5,6 +5,7 @@ from typer.testing import CliRunner
 
 from fastseq.cli import app
 from fastseq.data import SAMPLE_TRAIN, read_tsv
+from fastseq.training.checkpoint import read_state
 from tests.data.test_harvest import catalog
 
 runner = CliRunner()
@@ -23,11 +24,14 @@ def test_train_reads_file_and_flags(tmp_path):
     done = call(
         "train", "translate", "--config", config, "--out", tmp_path / "run", "--steps", 2,
         "--batch-tokens", 300, "--device", "cpu", "--set", "model.num_layers=1",
+        "--column", 2, "--column", 1,
         "--valid", SAMPLE_TRAIN.with_name("en-fr.valid.tsv.xz"),
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert "Seq2Seq (gru)" in done.output
     assert "step 2/2" in done.output
+    state = read_state((tmp_path / "run" / "best").resolve())
+    assert state["settings"]["data.columns"] == [2, 1]
     assert (tmp_path / "run" / "best" / "model.safetensors").is_file()
 
 

@@ -16,6 +16,7 @@ import torch
 from torch.nn import Module
 from torch.optim import Optimizer
 
+from ..models import CheckpointError
 from .distributed import Ranks
 
 STATE_FILE = "training.pt"
@@ -115,13 +116,13 @@ def read_state(folder: Path) -> dict[str, Any]:
     """What ``write_state`` wrote. Nothing but tensors and plain values is loaded.
 
     Raises:
-        ValueError: the file is missing or damaged.
+        CheckpointError: the file is missing or damaged.
     """
     path = folder / STATE_FILE
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle's, zipfile's and torch's
-        raise ValueError(f"{path}: not a training state: {error}") from None
+        raise CheckpointError(f"{path}: not a training state: {error}") from None
 
 
 def write_shards(folder: Path, model: Module, optimizer: Optimizer) -> None:

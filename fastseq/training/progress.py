@@ -67,7 +67,7 @@ class Report:
         text = "  ".join(f"{name} {_brief(value)}" for name, value in values.items())
         self.say(f"[bold]valid {step}[/bold]  {text}")
         for sample in samples:
-            self.console.print(f"  {sample}", markup=False, highlight=False)
+            self.console.print(f"  {sample}", markup=False, highlight=False, soft_wrap=True)
             if self.board is not None:
                 self.board.add_text("sample", sample, step)
 

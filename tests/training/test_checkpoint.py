@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from fastseq.models import CheckpointError
 from fastseq.training import Checkpoints, SaveError
 from fastseq.training.checkpoint import read_state, write_state
 from fastseq.training.distributed import Ranks
@@ -94,11 +95,11 @@ def test_a_run_whose_disk_is_full_says_so_and_goes_on_later(tmp_path, pairs):
 
 def test_damaged_states_are_told(tmp_path):
     (tmp_path / "training.pt").write_bytes(b"junk")
-    with pytest.raises(ValueError, match=r"training.pt: not a training state"):
+    with pytest.raises(CheckpointError, match=r"training.pt: not a training state"):
         read_state(tmp_path)
 
 
 def test_nothing_but_plain_values_is_loaded(tmp_path):
     torch.save({"hook": print}, tmp_path / "training.pt")
-    with pytest.raises(ValueError, match="not a training state"):
+    with pytest.raises(CheckpointError, match="not a training state"):
         read_state(tmp_path)
