@@ -25,7 +25,8 @@ class Report:
         self.first, self.started = step, time.monotonic()
         path = out / LOG_FILE
         if path.exists():
-            kept = [line for line in path.read_text("utf-8").splitlines() if _step(line) <= step]
+            lines = path.read_text("utf-8").split("\n")
+            kept = [line for line in lines if _step(line) <= step]
             with replacing(path) as temporary:
                 temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         self.log = path.open("a", encoding="utf-8", buffering=1)  # a line is written when it ends
@@ -55,8 +56,7 @@ class Report:
         left = (self.steps - step) / max(1e-9, rate)
         if self.minutes:
             left = min(left, max(0.0, 60 * self.minutes - seconds))
-        text = "  ".join(f"{name} {_brief(value)}" for name, value in values.items())
-        text += f"  {_clock(left)} left"
+        text = f"{_told(values)}  {_clock(left)} left".replace("_per_second", "/s")
         self.bar.update(self.task, completed=step, description=text)
         if not self.console.is_terminal:
             self.say(f"step {step}/{self.steps}  {text}")
@@ -64,8 +64,7 @@ class Report:
     def validation(self, step: int, values: dict[str, float], samples: list[str]) -> None:
         """Scores, and samples of what the model writes."""
         self._record("valid", step, values, samples)
-        text = "  ".join(f"{name} {_brief(value)}" for name, value in values.items())
-        self.say(f"[bold]valid {step}[/bold]  {text}")
+        self.say(f"[bold]valid {step}[/bold]  {_told(values)}")
         for sample in samples:
             self.console.print(f"  {sample}", markup=False, highlight=False, soft_wrap=True)
             if self.board is not None:
@@ -102,8 +101,11 @@ def _step(line: str) -> float:
         return float("inf")
 
 
-def _brief(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+def _told(values: dict[str, float]) -> str:
+    return "  ".join(
+        f"{name} {value:,.0f}" if abs(value) >= 1000 else f"{name} {value:.4g}"
+        for name, value in values.items()
+    )
 
 
 def _clock(seconds: float) -> str:

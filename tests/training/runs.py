@@ -37,7 +37,7 @@ def run(task: str, out: Path, *flags: dict[str, Any], **more: Any) -> tuple[dict
 
 def log(out: Path, kind: str = "train") -> list[dict]:
     """Lines of a run's log without what depends on the clock."""
-    entries = map(json.loads, (out / "log.jsonl").read_text().splitlines())
+    entries = map(json.loads, (out / "log.jsonl").read_text().strip().split("\n"))
     return [
         {k: v for k, v in entry.items() if k != "tokens_per_second"}
         for entry in entries
