@@ -23,12 +23,12 @@ def _errors_told() -> Iterator[None]:
     """Errors that a user can mend end the command with their message alone."""
     from .data import AptError, DataError
     from .models import CheckpointError
-    from .training import ConfigError, DivergedError, SaveError
+    from .training import ConfigError, DivergedError
 
-    mendable = (AptError, CheckpointError, ConfigError, DataError, DivergedError, SaveError)
+    mendable = (AptError, CheckpointError, ConfigError, DataError, DivergedError)
     try:
         yield
-    except (*mendable, FileNotFoundError, ImportError) as error:
+    except (*mendable, OSError, ImportError) as error:
         typer.echo(f"fastseq: {error}", err=True)
         raise typer.Exit(1) from None
 

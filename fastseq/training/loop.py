@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch.distributed.fsdp import FSDPModule
 
 from ..data import Tokenizer
 from ..data.batching import mix
 from ..data.files import replacing
 from ..models import Model, load
-from .checkpoint import SHARDS, Checkpoints, read_shards, read_state, write_shards, write_state
+from .checkpoint import Checkpoints, read_shards, read_state, write_shards, write_state
 from .config import FREE_TO_CHANGE, ConfigError, Settings, flatten
 from .distributed import Ranks, shared, synchronize_gradients, whole_state
 from .progress import Report
@@ -87,13 +88,13 @@ class Trainer:
         if settings.train.compile:
             self.plain.compile(dynamic=True)
         self.module = shared(self.plain, ranks, settings.train.strategy)
-        self.sharded = ranks.world > 1 and settings.train.strategy == "fsdp"
+        self.sharded = settings.train.strategy == "fsdp"
         self.optimizer = self._optimizer()
         # Since the last line of the log: sums of the losses, and their counts; last, of tokens.
         self.window = torch.zeros(2, len(self.task.terms) + 1, dtype=torch.float64)
         if state is not None and last is not None:
             self.window = state["window"]
-            if (last / SHARDS).is_dir():
+            if self.sharded:
                 read_shards(last, self.plain, self.optimizer)
             else:
                 self.optimizer.load_state_dict(state["optimizer"])
@@ -319,7 +320,7 @@ class Trainer:
 
     def _whole_model(self) -> Model:
         """The model with all parameters in this process: itself, or a gathered copy."""
-        if not self.sharded:
+        if not isinstance(self.plain, FSDPModule):
             return self.plain
         model = self.task.build()
         model.load_state_dict(whole_state(self.plain))

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from ..data.files import replacing
+from .checkpoint import SaveError
 
 LOG_FILE = "log.jsonl"
 
@@ -80,10 +81,13 @@ class Report:
         entry: dict[str, Any] = {"kind": kind, "step": step, **values}
         if samples:
             entry["samples"] = samples
-        self.log.write(json.dumps(entry, ensure_ascii=False) + "\n")
-        if self.board is not None:
-            for name, value in values.items():
-                self.board.add_scalar(f"{kind}/{name}", value, step)
+        try:
+            self.log.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            if self.board is not None:
+                for name, value in values.items():
+                    self.board.add_scalar(f"{kind}/{name}", value, step)
+        except OSError as error:
+            raise SaveError(f"{self.log.name}: the log cannot be written: {error}") from None
 
     def close(self) -> None:
         """Ends the bar and the files."""

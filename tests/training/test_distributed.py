@@ -47,12 +47,11 @@ def losses(out: Path, kind: str) -> list[float]:
 def test_two_processes_learn_the_same_and_any_number_goes_on(tmp_path, pairs, alone, strategy):
     train(tmp_path, pairs, 2, 4, strategy=strategy)
     assert (tmp_path / "last" / "shards").is_dir() == (strategy == "fsdp")
-    train(tmp_path, pairs, 1 if strategy == "ddp" else 2, 8, strategy=strategy)
+    train(tmp_path, pairs, 1, 8, strategy=strategy)
     assert len(losses(tmp_path, "train")) == 8
     for kind in ("train", "valid"):
         assert losses(tmp_path, kind) == pytest.approx(losses(alone, kind), rel=1e-5)
-    samples = [log(out, "valid")[-1]["samples"] for out in (tmp_path, alone)]
-    assert samples[0] == samples[1]
+    assert [len(entry["samples"]) for entry in log(tmp_path, "valid")] == [3, 3]
 
 
 def test_parts_of_an_update_change_nothing(tmp_path, pairs, alone):
