@@ -229,7 +229,7 @@ class Trainer:
             synchronize_gradients(self.module, i == len(batches) - 1)
             with self._autocast():
                 outputs = self.module(**batch.inputs)
-            losses, _ = self.task.losses(outputs, batch, settings.label_smoothing)
+            losses = self.task.losses(outputs, batch, settings.label_smoothing)
             mean = (losses / counts.clamp(min=1).to(losses)).sum()
             # Gradients are averaged over the processes, but the means are over all their tokens.
             (mean * (ranks.world if counted else 0)).backward()
@@ -266,10 +266,8 @@ class Trainer:
 
     def _finished(self) -> bool:
         settings = self.settings.train
-        minutes = self.at.seconds / 60
-        return self.at.step >= settings.steps or bool(
-            settings.minutes <= minutes and settings.minutes
-        )
+        over = 0 < 60 * settings.minutes <= self.at.seconds
+        return over or self.at.step >= settings.steps
 
     def _log(self) -> None:
         now, step = time.monotonic(), self.at.step
@@ -299,7 +297,8 @@ class Trainer:
             batch = task.valid.collate(indices, None).to(ranks.device)
             with self._autocast():
                 outputs = model(**batch.inputs)
-            sums += torch.stack(task.losses(outputs, batch)).to(sums)
+            sums[0] += task.losses(outputs, batch).to(sums)
+            sums[1] += task.counts(batch).to(sums)
             observed += task.observe(outputs, batch)
         loss, count = ranks.sum(sums)
         losses = dict(zip(task.terms, (loss / count.clamp(min=1)).tolist()))

@@ -91,18 +91,17 @@ class Task(ABC):
         """The validation score that the best checkpoint has, and 1 or -1: whether most is best."""
         return "loss", -1
 
-    def losses(self, outputs: Any, batch: Batch, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Sums of the losses (k,) float, and what to divide them by (k,), for a batch.
+    def losses(self, outputs: Any, batch: Batch, smoothing: float = 0.0) -> Tensor:
+        """The sum over a batch of each of the losses, float (k,).
 
         Args:
             outputs: what the model returned.
             smoothing: of labels, in training.
         """
-        loss, count = cross_entropy(outputs, batch.labels["tokens"], smoothing)
-        return loss[None], count[None]
+        return cross_entropy(outputs, batch.labels["tokens"], smoothing)[None]
 
     def counts(self, batch: Batch) -> Tensor:
-        """The second of ``losses``, before the model has run."""
+        """What to divide these sums by, int64 (k,)."""
         return (batch.labels["tokens"] != IGNORED).sum()[None]
 
     def observe(self, outputs: Any, batch: Batch) -> list[Any]:
@@ -203,13 +202,11 @@ class Task(ABC):
         return [i for i, fit in enumerate(fits) if fit]
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Sum over rows (N, V) of the cross-entropy with labels (N,), and the number of rows, without
-    those whose label is IGNORED."""
-    loss = F.cross_entropy(
+def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Sum over rows (N, V) of the cross-entropy with labels (N,), but where they are IGNORED."""
+    return F.cross_entropy(
         logits.float(), labels, reduction="sum", ignore_index=IGNORED, label_smoothing=smoothing
     )
-    return loss, (labels != IGNORED).sum()
 
 
 def perplexity(loss: float) -> float:

@@ -94,11 +94,8 @@ class Classify(Task):
     def extra_files(self) -> dict[str, str]:
         return {LABELS_FILE: json.dumps(self.names, ensure_ascii=False)}
 
-    def losses(
-        self, outputs: Tensor, batch: Batch, smoothing: float = 0.0
-    ) -> tuple[Tensor, Tensor]:
-        loss, count = cross_entropy(outputs, batch.labels["classes"], smoothing)
-        return loss[None], count[None]
+    def losses(self, outputs: Tensor, batch: Batch, smoothing: float = 0.0) -> Tensor:
+        return cross_entropy(outputs, batch.labels["classes"], smoothing)[None]
 
     def counts(self, batch: Batch) -> Tensor:
         return torch.tensor([len(batch.labels["classes"])])

@@ -89,10 +89,9 @@ class MaskedLanguageModel(TextTask):
 
     def losses(
         self, outputs: tuple[Tensor, Tensor], batch: Batch, smoothing: float = 0.0
-    ) -> tuple[Tensor, Tensor]:
-        words, word_count = cross_entropy(outputs[0], batch.labels["words"], smoothing)
-        following, count = cross_entropy(outputs[1], batch.labels["next"])
-        return torch.stack([words, following]), torch.stack([word_count, count])
+    ) -> Tensor:
+        words = cross_entropy(outputs[0], batch.labels["words"], smoothing)
+        return torch.stack([words, cross_entropy(outputs[1], batch.labels["next"])])
 
     def counts(self, batch: Batch) -> Tensor:
         return torch.tensor([len(batch.labels["words"]), len(batch.labels["next"])])

@@ -85,10 +85,9 @@ class AnswerQuestions(Task):
 
     def losses(
         self, outputs: tuple[Tensor, Tensor], batch: Batch, smoothing: float = 0.0
-    ) -> tuple[Tensor, Tensor]:
-        starts, count = cross_entropy(outputs[0], batch.labels["starts"])
-        ends, _ = cross_entropy(outputs[1], batch.labels["ends"])
-        return (starts + ends)[None] / 2, count[None]
+    ) -> Tensor:
+        starts = cross_entropy(outputs[0], batch.labels["starts"])
+        return (starts + cross_entropy(outputs[1], batch.labels["ends"]))[None] / 2
 
     def counts(self, batch: Batch) -> Tensor:
         return torch.tensor([len(batch.labels["starts"])])
