@@ -77,16 +77,17 @@ class Checkpoints:
         ranks.wait()
 
     def _finish(self, temporary: Path, step: int, best: bool) -> None:
-        _synchronize(temporary)
+        _synchronize(*temporary.rglob("*"), temporary)
         target, again = self.folder / f"step-{step}", 1
         while target.exists():  # from before the run was last killed, and maybe linked
             target, again = self.folder / f"step-{step}.{again}", again + 1
         temporary.rename(target)
+        _synchronize(self.folder)
         for name in ("best", "last") if best else ("last",):
             self._link(name, target)
-        _synchronize(self.folder)
+        _synchronize(self.out)
         kept = {self.last, self.best}
-        for path in self.folder.iterdir():
+        for path in self.folder.glob("step-*"):
             if path.resolve() not in kept:
                 shutil.rmtree(path)
 
@@ -97,9 +98,9 @@ class Checkpoints:
         temporary.replace(self.out / name)
 
 
-def _synchronize(folder: Path) -> None:
-    """Files of a folder, then the folder, on the disk."""
-    for path in [*folder.rglob("*"), folder]:
+def _synchronize(*paths: Path) -> None:
+    """Waits until files, and folders' lists of files, are on the disk."""
+    for path in paths:
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)

@@ -25,7 +25,7 @@ FLAGS = {
 
 
 def command(out: Path, pairs: dict[str, Any]) -> list[str]:
-    head = [sys.executable, "-m", "fastseq.cli", "train", "translate", "--steps", "20"]
+    head = [sys.executable, "-m", "fastseq.cli", "train", "translate", "--steps", "26"]
     return [*head, "--out", str(out), *arguments({**FLAGS, **pairs})]
 
 
@@ -48,7 +48,7 @@ def test_killed_at_any_moment_it_goes_on_bit_for_bit(tmp_path, pairs):
             process.send_signal(signal.SIGKILL)
         assert process.returncode == -signal.SIGKILL
     subprocess.run(command(killed, pairs), env=env, check=True, capture_output=True)
-    assert len(log(whole)) == 20
+    assert len(log(whole)) == 26
     for kind in ("train", "valid"):
         assert log(killed, kind) == log(whole, kind)
     for name in ("last", "best"):
