@@ -57,7 +57,9 @@ def test_same_tokens(name: str, beam: int, tmp_path: Path) -> None:
     theirs = {**options, "return_scores": True, "patience": 2.0, "num_hypotheses": beam}
     if isinstance(model, Transformer):
         translator = ctranslate2.Translator(str(tmp_path / "model"), inter_threads=1)
-        results = translator.translate_batch(words(SOURCES), max_decoding_length=12, **theirs)
+        results = translator.translate_batch(
+            words(SOURCES), max_decoding_length=12, min_decoding_length=0, **theirs
+        )
         found = [(r.hypotheses[0], r.scores[0]) for r in results]
         lengths = torch.tensor([len(s) for s in SOURCES])
         source = torch.zeros(len(SOURCES), 7, dtype=torch.long)
@@ -70,6 +72,7 @@ def test_same_tokens(name: str, beam: int, tmp_path: Path) -> None:
         results = generator.generate_batch(
             words([[2, *p] for p in prompts]),
             max_length=12,
+            min_length=0,
             include_prompt_in_result=False,
             **theirs,
         )
