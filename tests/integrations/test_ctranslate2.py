@@ -22,7 +22,7 @@ def scattered(model: torch.nn.Module) -> torch.nn.Module:
         for parameter in model.parameters():
             parameter += torch.randn_like(parameter) * 0.4
         # Ends of sentence are about as likely as other words.
-        model.output.weight[3] = model.output.weight[20:26].mean(0) * 6**0.5
+        model.output.weight[3] = model.output.weight[20:26].mean(0) * 4.9
     return model.eval()
 
 
