@@ -78,9 +78,14 @@ def test_same_tokens(name: str, beam: int, tmp_path: Path) -> None:
         )
         found = [(words([p])[0] + r.sequences[0], r.scores[0]) for p, r in zip(prompts, results)]
         ours = generate(model, prefix=prompts, max_new_tokens=12, **options)
+    same = 0
     for (tokens, score), hypotheses in zip(found, ours):
-        assert words([hypotheses[0].tokens])[0] == tokens
-        assert hypotheses[0].score == pytest.approx(score, rel=1e-3)
+        if words([hypotheses[0].tokens])[0] == tokens:
+            same += 1
+            assert hypotheses[0].score == pytest.approx(score, rel=1e-3)
+        else:  # another beam search may miss what ours finds
+            assert beam > 1 and hypotheses[0].score > score + 1e-3
+    assert same >= 0.9 * len(SOURCES)
     if name in ("pre-norm", "rotary"):  # the others repeat themselves
         assert len({len(tokens) for tokens, _ in found}) > 1
 
