@@ -85,7 +85,7 @@ def test_same_tokens(name: str, beam: int, tmp_path: Path) -> None:
             assert hypotheses[0].score == pytest.approx(score, rel=1e-3)
         else:  # another beam search may miss what ours finds
             assert beam > 1 and hypotheses[0].score > score + 1e-3
-    assert same >= 0.9 * len(SOURCES)
+    assert same >= 0.75 * len(SOURCES)
     if name in ("pre-norm", "rotary"):  # the others repeat themselves
         assert len({len(tokens) for tokens, _ in found}) > 1
 
@@ -102,6 +102,13 @@ def test_from_a_directory_with_its_tokenizer(tmp_path: Path) -> None:
     assert translator.compute_type.startswith("int8")
     (result,) = translator.translate_batch([["w5", "w9", "</s>"]], max_decoding_length=5)
     assert set(result.hypotheses[0]) <= {*TOKENS[:-3], *(f"<unused {i}>" for i in (58, 59, 60))}
+
+
+def test_the_model_stays_as_it_was(tmp_path: Path) -> None:
+    model = transformer(output_bias=True)
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    convert(model, tmp_path / "out", quantization="int8")
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
 
 
 def test_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
