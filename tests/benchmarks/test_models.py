@@ -1,5 +1,7 @@
 """The models suite on tiny cases: every kind runs, and a wrong implementation gets no speed."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -30,10 +32,14 @@ TINY = [
 
 
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(cases_models.SIZES, "tiny", (32, 2, 128, 2, 90))
     for library in ("transformers", "ctranslate2"):
         pytest.importorskip(library)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("case", TINY, ids=lambda case: f"{case.kind} {case.name}")
