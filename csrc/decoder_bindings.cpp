@@ -81,13 +81,14 @@ public:
 };
 
 std::tuple<Tensor, Tensor>
-decoder_step(const Tensor& tokens, const Tensor& cache, const Tensor& ancestors, int64_t length,
+decoder_step(const Tensor& given, const Tensor& cache, const Tensor& ancestors, int64_t length,
              const Tensor& words, double word_scale, const OptionalTensor& places,
              const OptionalTensor& angles, const OptionalTensor& embedding_norm,
              at::TensorList matrices, at::TensorList biases, at::TensorList scales,
              at::TensorList norms, at::TensorList memory, const OptionalTensor& spans,
              int64_t heads, int64_t ffn, std::string activation, bool norm_first, double eps,
              int64_t best) {
+  const Tensor tokens = given.contiguous();
   TORCH_CHECK(tokens.dim() == 2, "fastseq: tokens must be (rows, steps), got ", tokens.sizes());
   TORCH_CHECK(words.dim() == 2, "fastseq: words must be (vocabulary, width), got ", words.sizes());
   TORCH_CHECK(cache.dim() == 5, "fastseq: cache must be (layers, 2, capacity, slots, width), got ",

@@ -1,5 +1,5 @@
 // One step of a Transformer's decoder, from tokens to the best next words: one parallel region,
-// whose threads take panels of weights, heads and rows as they come and meet after each phase.
+// whose threads take panels of weights, heads and rows as they come, phase after phase.
 #include "decoder_attention.h"
 #include "decoder_best.h"
 #include "decoder_product.h"
@@ -20,7 +20,7 @@ public:
     Memory memory(size.used());
     Cutter cutter(memory.data());
     cut(cutter);
-    for (int64_t i = 0; i < phases(); ++i) queues[i].next = 0;
+    for (int64_t i = 0; i < phase_count(); ++i) phases[i] = Phase();
     on_threads(a.threads, [&](const Worker& worker) { Part{*this, worker}.run(); });
   }
 
@@ -63,8 +63,7 @@ private:
 
     template <class Task>
     void share(int64_t count, const Task& task) {
-      s.queues[phase++].drain(count, [&](int64_t i) { task(count - 1 - i); });
-      worker.meet();
+      s.phases[phase++].run(count, task);
     }
     float* room() const { return s.rooms + worker.index * s.room_size(); }
 
@@ -101,9 +100,11 @@ private:
     // Words of each row's last token.
     void words() {
       const NormWeights* weights = next_norm();
-      share(a.R, [&](int64_t row) { s.norm_row(row * a.t + a.t - 1, row, weights, room()); });
+      share(a.R, [&](int64_t row) {
+        s.norm_row(row * a.t + a.t - 1, row, weights, room());
+        s.best.clear(row);
+      });
       const Packed& m = a.matrices[matrix];
-      if (a.best) s.best.clear(worker.index);
       share(s.panels, [&](int64_t p) {
         const int64_t columns = least(COLUMNS, a.V - p * COLUMNS);
         float* const logits = room() + GROUP * COLUMNS;
@@ -183,7 +184,7 @@ private:
         [&](int64_t j) { return keys + j * 2 * a.d + a.d; }, room, attended + row * a.d + head * D);
   }
 
-  int64_t phases() const { return a.layers * 14 + 4; }
+  int64_t phase_count() const { return a.layers * 14 + 4; }
   // A thread's own memory: sums and logits of a group of rows, a row, or the weights of keys.
   int64_t room_size() const {
     int64_t keys = a.length + a.t;
@@ -192,7 +193,7 @@ private:
     return round_up_to(most(2 * GROUP * COLUMNS, most(keys, a.d) + 2 * L), 16);
   }
   void cut(Cutter& memory) {
-    queues = memory.take<Queue>(phases());
+    phases = memory.take<Phase>(phase_count());
     x = memory.take<float>(M * a.d);
     projected = memory.take<float>(M * most(3 * a.d, a.ffn));
     attended = memory.take<float>(M * a.d);
@@ -205,7 +206,7 @@ private:
 
   const DecoderArgs& a;
   const int64_t M, D, inner, panels;
-  Queue* queues;
+  Phase* phases;
   float *x, *projected, *attended, *rooms;
   Operand operand;
   Best best;

@@ -16,10 +16,11 @@ public:
     found_ = memory.take<Found>(threads * rows * k);
   }
 
-  // For every thread, before it puts anything.
-  void clear(int thread) const {
-    for (int64_t i = 0; i < rows_ * k_; ++i)
-      found_[thread * rows_ * k_ + i] = {-__builtin_inff(), INT64_MAX};
+  // For every row, before anything is put.
+  void clear(int64_t row) const {
+    for (int thread = 0; thread < threads_; ++thread)
+      for (int64_t i = 0; i < k_; ++i)
+        found_[(thread * rows_ + row) * k_ + i] = {-__builtin_inff(), INT64_MAX};
   }
 
   // Logits (count, COLUMNS) of rows from `first` on, of which the first `columns` are words.

@@ -154,7 +154,7 @@ class FastDecoder:
         state.reserve(steps)
         for part in tokens.split(max(1, MOST_ROWS // max(rows, 1)), 1):
             results = decoder_step(
-                part.contiguous(), state.cache, state.ancestors, state.length,
+                part, state.cache, state.ancestors, state.length,
                 packed.words, packed.word_scale, packed.places, packed.angles,
                 packed.embedding_norm, packed.matrices, packed.biases, packed.scales, packed.norms,
                 state.memory, state.spans, config.num_heads, config.ffn_size, config.activation,

@@ -103,7 +103,7 @@ def _decoder(specs: Any, model: Any) -> Any:
     _linear(spec.projection, model.output)
     if config.bos_id != config.eos_id:
         bias = model.output.bias
-        bias = torch.zeros(config.vocab_size) if bias is None else _plain(bias).clone()
+        bias = torch.zeros(config.vocab_size) if bias is None else _plain(bias)
         bias[config.bos_id] = -torch.inf
         spec.projection.bias = bias
     return spec
@@ -163,7 +163,8 @@ def _norm(to: Any, norm: Any) -> None:
 
 
 def _plain(x: Tensor) -> Tensor:
-    return x.detach().to("cpu", torch.float32).contiguous()
+    # A copy, for CTranslate2 quantises in place.
+    return x.detach().to("cpu", torch.float32, copy=True).contiguous()
 
 
 def _names(argument: str, tokens: Sequence[str] | None, size: int) -> list[str]:

@@ -77,6 +77,8 @@ class Model(torch.nn.Module):
     ) -> Self:
         """The model that ``save_pretrained`` wrote, in evaluation mode.
 
+        Hugging Face's directories of BERT, GPT-2 and Marian are read, too.
+
         Args:
             device: where to put it; the CPU by default.
             dtype: of its parameters; as saved by default.
@@ -194,7 +196,9 @@ def read(directory: str | os.PathLike, device: torch.device | str | None = None)
 def read_weights(path: Path, device: torch.device | str | None = None) -> dict[str, Tensor]:
     """The tensors of a safetensors file."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file")
+        pickles = sorted(file.name for file in path.parent.glob("*.bin"))
+        note = f"; {pickles[0]} is a pickle, which is not read" if pickles else ""
+        raise FileNotFoundError(f"{path}: there is no such file{note}")
     safetensors = _safetensors()
     try:
         return safetensors.torch.load_file(path, str(device or "cpu"))

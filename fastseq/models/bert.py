@@ -3,7 +3,6 @@
 Heads return logits; the loss is the caller's.
 """
 
-import os
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -54,7 +53,10 @@ class BERTConfig(AttentionConfig):
 
 
 class _BERTModel(AttentionModel):
-    """BERT, alone or under a head: each loads what another of them saved."""
+    """BERT, alone or under a head: ``from_pretrained`` of each reads what another of them saved.
+
+    A head, and a pooler that is not there, then start from initial values.
+    """
 
     config_class = BERTConfig
     config: BERTConfig
@@ -62,29 +64,6 @@ class _BERTModel(AttentionModel):
     @property
     def _encoder(self) -> "BERT":
         raise NotImplementedError
-
-    @classmethod
-    def from_pretrained(
-        cls: type[Self],
-        directory: str | os.PathLike,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        **changes: Any,
-    ) -> Self:
-        """The model in a directory, in evaluation mode; the encoder of another kind of BERT's, too.
-
-        From such a directory a head, and a pooler that it lacks, start from initial values.
-        Hugging Face's directories of BERT do as well.
-
-        Args:
-            device: where to put it; the CPU by default.
-            dtype: of its parameters; as saved by default.
-            changes: fields of the configuration to set otherwise, as num_labels.
-
-        Raises:
-            FileNotFoundError, CheckpointError: as ``Model.from_pretrained``.
-        """
-        return super().from_pretrained(directory, device, dtype, **changes)
 
     @classmethod
     def _build(
@@ -112,6 +91,9 @@ class _BERTModel(AttentionModel):
 
 class BERT(_BERTModel):
     """Encoder stack: a vector for each token, of all tokens around it.
+
+    ``from_pretrained`` of BERT and of its heads reads what any of them saved, and Hugging Face's
+    directories of BERT: a head that is not there starts from initial values.
 
     Initial values of BERT and of its heads: matrices and embeddings normal with standard deviation
     0.02, biases zero.
@@ -151,7 +133,8 @@ class BERT(_BERTModel):
         self, tokens: Tensor, lengths: Tensor, segments: Tensor | None = None
     ) -> tuple[Tensor, Rows]:
         """``forward``, and where the rows stand."""
-        rows = token_rows(tokens, lengths, "tokens", self.config.max_length)
+        config = self.config
+        rows = token_rows(tokens, lengths, "tokens", config.vocab_size, config.max_length)
         if segments is not None:
             check_like("segments", segments, tokens)
             segments = rows.pack(segments)

@@ -64,24 +64,25 @@ class PagedCache:
     """
 
     def __init__(self, num_layers: int, batch: int, max_length: int) -> None:
+        del max_length  # pages are taken as tokens come
         self.num_layers, self.batch = num_layers, batch
-        self.max_pages = -(-max_length // PAGE)  # a sequence
         self.length = 0
         self._pool: Tensor | None = None  # (layers, 2, pages, PAGE, H, D)
-        self._table = torch.zeros(batch, 0, dtype=torch.int32)
+        self._table: Tensor | None = None  # (B, pages) int32
 
     def reserve(self, tokens: int) -> None:
         """Makes room for so many more tokens a sequence."""
-        missing = -(-(self.length + tokens) // PAGE) - self._table.shape[1]
-        if missing > 0 and self._pool is not None:
-            fresh = self._take(self.batch * missing).view(self.batch, missing)
-            self._table = torch.cat([self._table, fresh], 1)
+        if self._table is not None:
+            missing = -(-(self.length + tokens) // PAGE) - self._table.shape[1]
+            if missing > 0:
+                fresh = self._take(self.batch * missing).view(self.batch, missing)
+                self._table = torch.cat([self._table, fresh], 1)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of q (B, t, H, D) on what is cached and k, v (B, t, H, D), which join it."""
         if self._pool is None:
             self._pool = k.new_empty(self.num_layers, 2, 0, PAGE, *k.shape[2:])
-            self._table = self._table.to(k.device)
+            self._table = torch.zeros(self.batch, 0, dtype=torch.int32, device=k.device)
             self.reserve(k.shape[1])
         keys, values = self._pool[layer]
         return _attend(
@@ -90,11 +91,12 @@ class PagedCache:
 
     def rewind(self) -> None:
         self.length = 0
-        self._table = self._table[:, :0]  # pages may be shared: none is written again
+        if self._table is not None:
+            self._table = self._table[:, :0]  # pages may be shared: none is written again
 
     def select(self, rows: Tensor) -> None:
         self.batch = len(rows)
-        if self._pool is None:
+        if self._pool is None or self._table is None:
             return
         # Pages behind the last token hold nothing; those before it are full and may be shared.
         whole, begun = divmod(self.length, PAGE)
@@ -107,7 +109,7 @@ class PagedCache:
 
     def _take(self, count: int) -> Tensor:
         """Pages that no sequence uses, (count,) int32; the pool grows if there are too few."""
-        assert self._pool is not None
+        assert self._pool is not None and self._table is not None
         unused = torch.ones(self._pool.shape[2], dtype=torch.bool, device=self._pool.device)
         unused[self._table.flatten().long()] = False
         free = unused.nonzero().squeeze(1)

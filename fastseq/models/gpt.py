@@ -63,7 +63,8 @@ class GPT(AttentionModel):
         Raises:
             TypeError, ValueError: types or shapes do not fit, or a sequence is too long.
         """
-        rows = token_rows(tokens, lengths, "tokens", self.config.max_length)
+        config = self.config
+        rows = token_rows(tokens, lengths, "tokens", config.vocab_size, config.max_length)
         x = self.embedding(rows.pack(tokens), rows.positions)  # (N, d)
         attend = self._placed(attend_rows(rows, rows, causal=True), rows.positions)
         return self.output(self.decoder(x, attend))

@@ -50,9 +50,15 @@ class _Theirs:
             for name, weight in found.weights.items()
         }
 
-    def field(self, name: str, default: Any = None) -> Any:
+    def field(self, name: str, default: Any) -> Any:
+        """A value of the default's type, which stands for one that is missing."""
         value = self.found.fields.get(name)
-        return default if value is None else value
+        if value is None:
+            return default
+        kind = (int, float) if isinstance(default, float) else type(default)
+        if not isinstance(value, kind):
+            raise self.error(f"{name} should be of type {type(default).__name__}, got {value!r}")
+        return value
 
     def activation(self, name: str, default: str) -> str:
         value = self.field(name, default)
@@ -63,8 +69,9 @@ class _Theirs:
     def require(self, **wanted: Any) -> None:
         """That options which ours does not have are off."""
         for name, value in wanted.items():
-            if self.field(name, value) != value:
-                raise self.error(f"{name} should be {value!r}, got {self.field(name)!r}")
+            found = self.field(name, value)
+            if found != value:
+                raise self.error(f"{name} should be {value!r}, got {found!r}")
 
     def error(self, message: str) -> CheckpointError:
         return CheckpointError(f"{self.found.config_path}: {message}")
@@ -117,7 +124,7 @@ def _bert(theirs: _Theirs) -> tuple[str, dict[str, Any]]:
         model_type += f"-{kind}-classification"
     tokens = {**_BERT_TOKENS, **_special_tokens(theirs.found.directory)}
     fields = {
-        "vocab_size": theirs.field("vocab_size"),
+        "vocab_size": theirs.field("vocab_size", 30522),
         "pad_id": theirs.field("pad_token_id", 0),
         "unk_id": tokens["[UNK]"],
         "bos_id": tokens["[CLS]"],
@@ -275,8 +282,11 @@ def _special_tokens(directory: Path) -> dict[str, int]:
     """The ids of the tokens in brackets, from the tokenizer beside a model."""
     tokenizer, vocabulary = directory / "tokenizer.json", directory / "vocab.txt"
     if tokenizer.is_file():
-        added = json.loads(tokenizer.read_text(encoding="utf-8")).get("added_tokens", [])
-        return {token["content"]: token["id"] for token in added}
+        try:
+            added = json.loads(tokenizer.read_text(encoding="utf-8"))["added_tokens"]
+            return {token["content"]: token["id"] for token in added}
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{tokenizer}: no tokenizer: {error!r}") from None
     if vocabulary.is_file():
         words = vocabulary.read_text(encoding="utf-8").split("\n")
         return {word: i for i, word in enumerate(words) if word.startswith("[")}

@@ -62,13 +62,19 @@ def _rotate(x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
 
-@functools.lru_cache(maxsize=32)
-@torch.inference_mode(False)
 def angles(length: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """sin and cos of position / 10000^(2i/width), (2, length, width/2)."""
+    """sin and cos of position / 10000^(2i/width), (2, length, width/2); made once."""
+    make = _angles if torch.compiler.is_compiling() else _kept_angles
+    return make(length, width, device, dtype)
+
+
+def _angles(length: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     exponents = torch.arange(0, width, 2, dtype=torch.float64) / width
     angles = torch.arange(length, dtype=torch.float64)[:, None] / 10000**exponents
     return torch.stack([angles.sin(), angles.cos()]).to(device, dtype)
+
+
+_kept_angles = functools.lru_cache(maxsize=32)(torch.inference_mode(False)(_angles))
 
 
 class Linear(torch.nn.Linear):

@@ -73,11 +73,14 @@ def unpack(rows: Tensor, lengths: Tensor) -> Tensor:
     return Rows.of(lengths, int(lengths.max())).unpack(rows)
 
 
-def token_rows(tokens: Tensor, lengths: Tensor, name: str, max_length: int | None = None) -> Rows:
+def token_rows(
+    tokens: Tensor, lengths: Tensor, name: str, vocab_size: int, max_length: int | None = None
+) -> Rows:
     """``Rows.of`` for token ids (B, T), which it checks.
 
     Raises:
-        TypeError, ValueError: a type or shape does not fit, or a sequence is over ``max_length``.
+        TypeError, ValueError: a type or shape does not fit, an id is none of the vocabulary, or a
+            sequence is over ``max_length``.
     """
     check_tokens(tokens, name)
     of_lengths = "lengths" if name == "tokens" else f"{name}_lengths"
@@ -87,6 +90,12 @@ def token_rows(tokens: Tensor, lengths: Tensor, name: str, max_length: int | Non
             f"{tuple(tokens.shape)}, got {tuple(lengths.shape)}"
         )
     rows = Rows.of(lengths, tokens.shape[1], of_lengths)
+    least, most = (int(x) for x in torch.aminmax(tokens))
+    if least < 0 or most >= vocab_size:
+        raise ValueError(
+            f"{name} should have ids from 0 to {vocab_size - 1}, as the vocabulary has "
+            f"{vocab_size}, got {least} to {most}"
+        )
     if max_length is not None and rows.longest > max_length:
         raise ValueError(
             f"{name} has a sequence of {rows.longest} tokens, the model's max_length is "

@@ -155,7 +155,7 @@ class Seq2Seq(Model):
         """
         if not 0 <= teacher_forcing <= 1:
             raise ValueError(f"teacher_forcing should be from 0 to 1, got {teacher_forcing}")
-        rows = token_rows(target, target_lengths, "target")
+        rows = token_rows(target, target_lengths, "target", self.config.vocab_size)
         check_batch(source, target)
         memory, states = self.encode(source, source_lengths)
         if self.config.input_feeding or teacher_forcing < 1:
@@ -175,7 +175,7 @@ class Seq2Seq(Model):
         self, source: Tensor, source_lengths: Tensor
     ) -> tuple[RecurrentMemory | None, States]:
         """What attention looks at, and the decoder's first states, layer by layer."""
-        token_rows(source, source_lengths, "source")
+        token_rows(source, source_lengths, "source", self.source_embedding.num_embeddings)
         x = self.dropout(self.source_embedding(source))  # (B, S, E)
         outputs, last = self.encoder(x, lengths=source_lengths)
         kinds = last if isinstance(last, tuple) else (last,)  # h, and c
@@ -204,12 +204,9 @@ class Seq2Seq(Model):
         cache: str = "contiguous",
         need_attention: bool = False,
     ) -> RecurrentState:
-        """Encodes the source, for ``step``; ``state.attention`` is to be had in any case.
+        """Encodes the source, for ``step``: arguments as ``Transformer.begin``.
 
-        Args:
-            source: (B, S); source_lengths: (B,).
-            max_length: how many target tokens the state may come to hold.
-            cache: as for the other models; a recurrent state is of one kind.
+        A recurrent state is of one kind, whatever ``cache``, and has its attention in any case.
         """
         memory, states = self.encode(source, source_lengths)
         return RecurrentState(states, memory, max_length)

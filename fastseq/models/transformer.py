@@ -168,7 +168,8 @@ class Transformer(AttentionModel):
         Raises:
             TypeError, ValueError: types or shapes do not fit, or a sequence is too long.
         """
-        rows = token_rows(target, target_lengths, "target", self.config.max_length)
+        config = self.config
+        rows = token_rows(target, target_lengths, "target", config.vocab_size, config.max_length)
         check_batch(source, target)
         memory, keys = self.encode(source, source_lengths)
         x = self.target_embedding(rows.pack(target), rows.positions)  # (N, d)
@@ -177,7 +178,8 @@ class Transformer(AttentionModel):
 
     def encode(self, source: Tensor, source_lengths: Tensor) -> tuple[Tensor, Rows]:
         """The encoder's output (N, d), rows of the source, and where they stand."""
-        rows = token_rows(source, source_lengths, "source", self.config.max_length)
+        vocab_size = self.source_embedding.words.num_embeddings
+        rows = token_rows(source, source_lengths, "source", vocab_size, self.config.max_length)
         x = self.source_embedding(rows.pack(source), rows.positions)  # (N, d)
         return self.encoder(x, self._placed(attend_rows(rows, rows), rows.positions)), rows
 

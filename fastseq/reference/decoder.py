@@ -113,7 +113,7 @@ def decoder_step(
             q, k = rotate(q, *angles[:, now]), rotate(k, *angles[:, now])
         for kept, new in zip(cache[layer], (k, v)):
             kept[now, :rows] = new.transpose(0, 1).flatten(2)
-        time = torch.arange(length + steps)
+        time = torch.arange(length + steps, device=tokens.device)
         slots = ancestors[:, : length + steps].long()  # (R, n)
         k, v = (kept[time, slots].unflatten(2, (heads, -1)) for kept in cache[layer])
         seen = (time <= time[now, None]).expand(rows, -1, -1)
@@ -123,13 +123,13 @@ def decoder_step(
         assert spans is not None
         q = times(x, width).view(rows, steps, heads, -1)
         first, size = spans.long()[..., None].unbind(1)  # (R, 1) each
-        place = torch.arange(int(size.max()))
+        place = torch.arange(int(size.max()), device=tokens.device)
         source = memory[layer][first + place.minimum(size - 1)]  # (R, S, 2·d)
         k, v = source.unflatten(2, (2, heads, -1)).unbind(2)
         seen = (place < size)[:, None].expand(-1, steps, -1)
         return times(attend(q, k, v, seen).flatten(2).flatten(0, 1), width)
 
-    ancestors[:, now] = torch.arange(rows, dtype=torch.int32)[:, None]
+    ancestors[:, now] = torch.arange(rows, dtype=torch.int32, device=tokens.device)[:, None]
     x = words[tokens] * word_scale
     if places is not None:
         x = x + places[now]

@@ -22,7 +22,7 @@ def scattered(model: torch.nn.Module) -> torch.nn.Module:
         for parameter in model.parameters():
             parameter += torch.randn_like(parameter) * 0.4
         # Ends of sentence are about as likely as other words.
-        model.output.weight[3] = model.output.weight[20:26].mean(0) * 6**0.5
+        model.output.weight[3] = model.output.weight[20:26].mean(0) * 4.9
     return model.eval()
 
 
@@ -57,7 +57,9 @@ def test_same_tokens(name: str, beam: int, tmp_path: Path) -> None:
     theirs = {**options, "return_scores": True, "patience": 2.0, "num_hypotheses": beam}
     if isinstance(model, Transformer):
         translator = ctranslate2.Translator(str(tmp_path / "model"), inter_threads=1)
-        results = translator.translate_batch(words(SOURCES), max_decoding_length=12, **theirs)
+        results = translator.translate_batch(
+            words(SOURCES), max_decoding_length=12, min_decoding_length=0, **theirs
+        )
         found = [(r.hypotheses[0], r.scores[0]) for r in results]
         lengths = torch.tensor([len(s) for s in SOURCES])
         source = torch.zeros(len(SOURCES), 7, dtype=torch.long)
@@ -70,14 +72,20 @@ def test_same_tokens(name: str, beam: int, tmp_path: Path) -> None:
         results = generator.generate_batch(
             words([[2, *p] for p in prompts]),
             max_length=12,
+            min_length=0,
             include_prompt_in_result=False,
             **theirs,
         )
         found = [(words([p])[0] + r.sequences[0], r.scores[0]) for p, r in zip(prompts, results)]
         ours = generate(model, prefix=prompts, max_new_tokens=12, **options)
+    same = 0
     for (tokens, score), hypotheses in zip(found, ours):
-        assert words([hypotheses[0].tokens])[0] == tokens
-        assert hypotheses[0].score == pytest.approx(score, rel=1e-3)
+        if words([hypotheses[0].tokens])[0] == tokens:
+            same += 1
+            assert hypotheses[0].score == pytest.approx(score, rel=1e-3)
+        else:  # another beam search may miss what ours finds
+            assert beam > 1 and hypotheses[0].score > score + 1e-3
+    assert same >= 0.75 * len(SOURCES)
     if name in ("pre-norm", "rotary"):  # the others repeat themselves
         assert len({len(tokens) for tokens, _ in found}) > 1
 
@@ -94,6 +102,13 @@ def test_from_a_directory_with_its_tokenizer(tmp_path: Path) -> None:
     assert translator.compute_type.startswith("int8")
     (result,) = translator.translate_batch([["w5", "w9", "</s>"]], max_decoding_length=5)
     assert set(result.hypotheses[0]) <= {*TOKENS[:-3], *(f"<unused {i}>" for i in (58, 59, 60))}
+
+
+def test_the_model_stays_as_it_was(tmp_path: Path) -> None:
+    model = transformer(output_bias=True)
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    convert(model, tmp_path / "out", quantization="int8")
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
 
 
 def test_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

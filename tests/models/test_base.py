@@ -146,6 +146,9 @@ def test_missing_files(saved: Path) -> None:
     (saved / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors: there is no such file"):
         load(saved)
+    (saved / "pytorch_model.bin").touch()
+    with pytest.raises(FileNotFoundError, match=r"; pytorch_model\.bin is a pickle, which is not"):
+        load(saved)
     (saved / "config.json").unlink()
     for read in (load, GPT.from_pretrained):
         with pytest.raises(FileNotFoundError, match=r"config\.json: there is no such file, so"):

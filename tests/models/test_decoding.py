@@ -70,8 +70,8 @@ def test_sequences_are_selected(name: str, cache: str) -> None:
     origin = torch.arange(BATCH)  # which sentence a row translates
     tokens = histories[:, :0]
     for rows, steps in (
-        ([0, 1, 2], 3),
-        ([0, 0, 1, 1, 2, 2], PAGE - 1),
+        ([2, 0, 1, 1], 3),
+        ([0, 0, 1, 2, 3, 3], PAGE - 1),
         ([1, 0, 1, 5, 4, 4], PAGE - 5),
         ([5, 0, 2], 4),
         ([1], 2),

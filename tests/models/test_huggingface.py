@@ -163,6 +163,8 @@ def test_old_names_and_missing_prefix(tmp_path: Path) -> None:
     ours = load(tmp_path)
     assert type(ours) is BERT
     assert_equal(ours(*arguments), pack(wanted.last_hidden_state, LENGTHS))
+    ours.save_pretrained(tmp_path / "ours")
+    assert torch.equal(load(tmp_path / "ours")(*arguments), ours(*arguments))
 
 
 @pytest.mark.parametrize("theirs", ["BertModel", "BertForPreTraining", "BertForQuestionAnswering"])
@@ -255,6 +257,14 @@ def test_what_differs_is_refused(tmp_path: Path) -> None:
     change_config(tmp_path, num_hidden_layers=3, intermediate_size=41)
     with pytest.raises(CheckpointError, match=r"feed_forward\.up\.weight should have shape \(41,"):
         BERT.from_pretrained(tmp_path)
+    change_config(tmp_path, intermediate_size="40")
+    with pytest.raises(CheckpointError, match="intermediate_size should be of type int, got '40'"):
+        BERT.from_pretrained(tmp_path)
+    change_config(tmp_path, intermediate_size=40)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: no tokenizer: KeyError"):
+        BERT.from_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match="of type 'fastseq-bert', not 'fastseq-gpt'"):
         GPT.from_pretrained(tmp_path)
 

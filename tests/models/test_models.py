@@ -191,6 +191,24 @@ def test_layers_drop_between_them_step_by_step() -> None:
     assert torch.equal(model(*arguments), model(*arguments))
 
 
+@pytest.mark.parametrize("name", ["gpt-rotary-untied", "lstm-additive"])
+def test_compiled(name: str) -> None:
+    model, source, target = MODELS[name]().double().eval(), sources(), targets(9)
+    wanted = forward(model, source, target, LENGTHS)
+    wanted.sum().backward()
+    grads = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad()
+    compiled = torch.compile(model, backend="aot_eager")
+    given = (
+        (target, LENGTHS) if isinstance(model, GPT) else (source, SOURCE_LENGTHS, target, LENGTHS)
+    )
+    found = compiled(*given)
+    torch.testing.assert_close(found, wanted)
+    found.sum().backward()
+    for parameter, grad in zip(model.parameters(), grads, strict=True):
+        torch.testing.assert_close(parameter.grad, grad)
+
+
 def test_masked_words_alone_are_computed() -> None:
     model = bert(BERTForPretraining).double().eval()
     tokens, masked = targets(9), torch.zeros(BATCH, 9, dtype=torch.bool)
@@ -283,6 +301,12 @@ BAD = [
     ({"target_lengths": LENGTHS[:2]}, ValueError, r"target_lengths should have shape \(3,\) as"),
     ({"target_lengths": LENGTHS + 1}, ValueError, "target_lengths should be from 1 to 9, got 5 to"),
     ({"target_lengths": LENGTHS - 4}, ValueError, "target_lengths should be from 1 to 9, got 0 to"),
+    (
+        {"target": targets(9) + 40},
+        ValueError,
+        "target should have ids from 0 to 36, as the vocabul",
+    ),
+    ({"source": sources() - 40}, ValueError, "source should have ids from 0 to 36, as the vocabul"),
     ({"source_lengths": LENGTHS * 1.0}, TypeError, "source_lengths should be of integers, got t"),
 ]
 
