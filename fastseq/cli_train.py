@@ -38,7 +38,10 @@ def train(
     config: Annotated[Path | None, typer.Option(help="TOML file; flags go over it.")] = None,
     data: Annotated[
         list[str] | None,
-        typer.Option(help="Training file, may be repeated; translate has a sample of its own."),
+        typer.Option(
+            help="Training file, may be repeated; for lm and mlm FILE:COLUMN is a column of one. "
+            "translate has a sample of its own."
+        ),
     ] = None,
     valid: Annotated[
         list[str] | None,

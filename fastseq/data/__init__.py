@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .batching import Sequences, pad, token_batches
+from .batching import Sequences, pad, pad_rows, token_batches
 from .catalogs import find_catalogs, harvest_catalogs, read_catalog
 from .debian import AptError, harvest_debian
 from .files import DataError, Row, read_documents, read_lines, read_tsv, split_sentences
@@ -42,6 +42,7 @@ __all__ = [
     "held_out",
     "mask_tokens",
     "pad",
+    "pad_rows",
     "read_catalog",
     "read_documents",
     "read_lines",

@@ -31,6 +31,20 @@ class Sequences:
     def __getitem__(self, i: int) -> Tensor:
         return self.flat[self.ends[i] : self.ends[i + 1]]
 
+    def rows(
+        self, indices: Sequence[int], skip_first: int = 0, skip_last: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Some sequences one after the other, without so many tokens at their ends.
+
+        Returns:
+            The tokens (N,) int64, and the lengths (B,) int64.
+        """
+        chosen = torch.tensor(indices)
+        lengths = self.lengths[chosen] - skip_first - skip_last
+        shift = self.ends[chosen] + skip_first - (lengths.cumsum(0) - lengths)
+        at = torch.arange(int(lengths.sum())) + shift.repeat_interleave(lengths)
+        return self.flat[at].long(), lengths
+
 
 def generator(*numbers: int) -> torch.Generator:
     """A generator whose numbers follow from ``numbers`` alone, so that nothing need be kept to go
@@ -87,7 +101,12 @@ def token_batches(
 def pad(sequences: Sequence[Tensor], pad_id: int) -> tuple[Tensor, Tensor]:
     """Sequences side by side: tokens (B, T) int64, padded at the right, and lengths (B,) int64."""
     lengths = torch.tensor([len(s) for s in sequences])
-    tokens = torch.full((len(sequences), int(lengths.max())), pad_id)
-    for row, sequence in zip(tokens, sequences):
-        row[: len(sequence)] = sequence
-    return tokens, lengths
+    return pad_rows(torch.cat(list(sequences)).long(), lengths, pad_id), lengths
+
+
+def pad_rows(rows: Tensor, lengths: Tensor, pad_id: int) -> Tensor:
+    """Sequences one after the other (N,), with their lengths (B,), side by side: (B, T)."""
+    steps = int(lengths.max())
+    tokens = torch.full((len(lengths), steps), pad_id)
+    tokens[torch.arange(steps) < lengths[:, None]] = rows
+    return tokens

@@ -41,7 +41,8 @@ class DataSettings:
     train, valid: files. Without ``valid``, the part ``valid_fraction`` of the training examples is
         held out, by a hash of their text.
     columns: those of a tab-separated file that the task reads, from 1: source and target, label and
-        text, document and summary. For lm and mlm, the one column; none means plain text.
+        text, document and summary. For lm and mlm the one column, which ``FILE:COLUMN`` says for a
+        file alone; none means plain text.
     max_length: tokens of the longest sequence; longer examples are left out of training.
     threshold: for numeric labels: those below it are one class, the others another.
     stride: tokens from one window over a long context to the next (qa).

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fastseq.data import IGNORED, Blocks, Sequences, pad, token_batches
+from fastseq.data import IGNORED, Blocks, Sequences, pad, pad_rows, token_batches
 from fastseq.data.batching import generator, mix
 
 
@@ -53,6 +53,11 @@ def test_sequences_and_padding():
     tokens, lengths = pad([sequences[2], sequences[0]], 9)
     assert_close(tokens, torch.tensor([[4, 9, 9], [1, 2, 3]]))
     assert_close(lengths, torch.tensor([1, 3]))
+    rows, lengths = sequences.rows([2, 1, 0])
+    assert (rows.tolist(), lengths.tolist()) == ([4, 1, 2, 3], [1, 0, 3])
+    assert_close(pad_rows(rows, lengths, 9), torch.tensor([[4, 9, 9], [9, 9, 9], [1, 2, 3]]))
+    assert sequences.rows([2, 0], skip_first=1)[0].tolist() == [2, 3]
+    assert sequences.rows([0, 2, 0], skip_last=1)[0].tolist() == [1, 2, 1, 2]
     assert len(Sequences([])) == 0
     with pytest.raises(ValueError, match="max_tokens should be at least 1, got 0"):
         token_batches(lengths, 0)

@@ -70,6 +70,16 @@ def test_a_language_model_learns(tmp_path, text):
     assert scores["perplexity"] < 10
 
 
+def test_texts_come_from_files_and_columns(tmp_path, text):
+    table = tmp_path / "table.tsv"
+    table.write_text("".join(f"{i}\tRow {i} is here.\t{i * i}\n" for i in range(30)))
+    files = [*text["data.train"], f"{table}:2"]
+    task = TASKS["lm"](load_settings("lm", None, {"data.train": files, "out": "x"}))
+    texts = list(task.texts())
+    assert len(texts) == 2 * 600 + 30
+    assert texts[-1] == "Row 29 is here."
+
+
 def test_pretraining_learns_and_fine_tuning_goes_on_from_it(tmp_path, text):
     scores, _ = run("mlm", tmp_path / "bert", text, ENCODER, steps=60, lr=1e-2)
     assert fall(tmp_path / "bert", "masked_words") > 1.5

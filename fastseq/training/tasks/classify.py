@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...data import DataError, Row, Sequences, Tokenizer, pad, token_batches
+from ...data import DataError, Row, Sequences, Tokenizer, pad_rows, token_batches
 from ...models import BERTForSequenceClassification, Model
 from ..metrics import macro_f1
 from .base import Batch, Examples, Shuffle, Task, cross_entropy
@@ -35,9 +35,9 @@ class LabelledTexts(Examples):
         return token_batches(self.texts.lengths, max_tokens, shuffle)
 
     def collate(self, indices: list[int], shuffle: Shuffle) -> Batch:
-        tokens, lengths = pad([self.texts[i] for i in indices], self.pad_id)
-        inputs = {"tokens": tokens, "lengths": lengths}
-        return Batch(inputs, {"classes": self.labels[indices]}, int(lengths.sum()))
+        rows, lengths = self.texts.rows(indices)
+        inputs = {"tokens": pad_rows(rows, lengths, self.pad_id), "lengths": lengths}
+        return Batch(inputs, {"classes": self.labels[indices]}, len(rows))
 
 
 class Classify(Task):

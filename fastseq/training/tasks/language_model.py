@@ -44,7 +44,11 @@ class TextTask(Task):
         if len(columns) > 1:
             raise ConfigError(f"data.columns should be one or none, got {columns}")
         for file in files:
-            yield from read_documents(file, *columns)
+            name, _, column = file.rpartition(":")
+            if name and column.isdecimal():
+                yield from read_documents(name, int(column))
+            else:
+                yield from read_documents(file, *columns)
 
     def split_documents(self) -> tuple[list[list[str]], list[list[str]]]:
         """Documents, lists of paragraphs, for training and for validation.

@@ -12,7 +12,7 @@ from ...data import (
     Row,
     Sequences,
     Tokenizer,
-    pad,
+    pad_rows,
     token_batches,
 )
 from ...models import BERT, Model, Seq2Seq, Seq2SeqConfig, Transformer, TransformerConfig
@@ -25,7 +25,7 @@ _CELLS = ("rnn", "lstm", "gru")
 
 
 class Pairs(Examples):
-    """Sources as encoders read them, and targets without begin and end."""
+    """Sources as encoders read them, and targets with begin and end."""
 
     def __init__(self, task: "SequenceTask", rows: list[Row], split: str) -> None:
         tokenizer, limit = task.tokenizer, task.settings.data.max_length
@@ -35,8 +35,8 @@ class Pairs(Examples):
         kept = task.keep(split, rows, fits)
         self.texts = [rows[i].fields for i in kept]
         self.sources = Sequences(sources[i] for i in kept)
-        self.targets = Sequences(targets[i] for i in kept)
-        self.bos, self.eos = torch.tensor([tokenizer.bos_id]), torch.tensor([tokenizer.eos_id])
+        ends = tokenizer.bos_id, tokenizer.eos_id
+        self.targets = Sequences([ends[0], *targets[i], ends[1]] for i in kept)
         self.pad_id = tokenizer.pad_id
         rate = task.settings.train.teacher_forcing
         self.extra: dict[str, Any] = {} if rate == 1 else {"teacher_forcing": rate}
@@ -45,22 +45,21 @@ class Pairs(Examples):
         return len(self.sources)
 
     def batches(self, max_tokens: int, shuffle: Shuffle) -> list[list[int]]:
-        return token_batches(self.sources.lengths + self.targets.lengths + 1, max_tokens, shuffle)
+        return token_batches(self.sources.lengths + self.targets.lengths - 1, max_tokens, shuffle)
 
     def collate(self, indices: list[int], shuffle: Shuffle) -> Batch:
-        source, source_lengths = pad([self.sources[i] for i in indices], self.pad_id)
-        words = [self.targets[i].long() for i in indices]
-        target, target_lengths = pad([torch.cat([self.bos, w]) for w in words], self.pad_id)
-        labels = torch.cat([part for w in words for part in (w, self.eos)])  # rows
+        source, source_lengths = self.sources.rows(indices)
+        target, target_lengths = self.targets.rows(indices, skip_last=1)
         inputs = {
-            "source": source,
+            "source": pad_rows(source, source_lengths, self.pad_id),
             "source_lengths": source_lengths,
-            "target": target,
+            "target": pad_rows(target, target_lengths, self.pad_id),
             "target_lengths": target_lengths,
         }
+        labels, _ = self.targets.rows(indices, skip_first=1)
         if shuffle is not None:
             inputs |= self.extra
-        return Batch(inputs, {"tokens": labels}, int(source_lengths.sum() + target_lengths.sum()))
+        return Batch(inputs, {"tokens": labels}, len(source) + len(target))
 
 
 class SequenceTask(Task):
@@ -114,10 +113,10 @@ class SequenceTask(Task):
         device = next(model.parameters()).device
         written: list[Any] = []
         for indices in batches[rank::world]:
-            source, lengths = pad([self.valid.sources[i] for i in indices], self.tokenizer.pad_id)
+            rows, lengths = self.valid.sources.rows(indices)
             best = generate(
                 model,
-                source.to(device),
+                pad_rows(rows, lengths, self.tokenizer.pad_id).to(device),
                 lengths.to(device),
                 max_new_tokens=self._room(lengths),
                 beam_size=self.settings.train.beam_size,
