@@ -29,6 +29,7 @@ KERNELS = [
     "attention_decode",
     "additive_forward",
     "additive_backward",
+    "decoder",
 ]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
@@ -36,7 +37,10 @@ AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefe
 X86 = {
     "avx2": (32, AVX2),
     "avx512": (64, AVX512),
-    "avx512_bf16": (64, [*AVX512, "-mavx512bf16", "-DFASTSEQ_BF16_DOT", "-DFASTSEQ_BASE=avx512"]),
+    "avx512_bf16": (
+        64,
+        [*AVX512, "-mavx512bf16", "-mavx512vnni", "-DFASTSEQ_BF16_DOT", "-DFASTSEQ_BASE=avx512"],
+    ),
 }
 COMMON = ["-std=c++17", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wno-psabi"]
 KERNEL_FLAGS = ["-O3", "-ffp-contract=fast", "-fno-math-errno", "-Wno-ignored-attributes"]
@@ -69,7 +73,7 @@ def compile_commands(compiler: list[str], build: Path) -> tuple[list[list[str]],
     csrc = ROOT / "csrc"
     units = [
         (name, csrc / f"{name}.cpp", ["-O1", *torch_flags])
-        for name in ("bindings", "attention_bindings", "additive_bindings")
+        for name in ("bindings", "attention_bindings", "additive_bindings", "decoder_bindings")
     ]
     for isa, (width, flags) in {"portable": (16, ["-O1"] if x86 else []), **x86}.items():
         definitions = [f"-DFASTSEQ_ISA={isa}", f"-DFASTSEQ_VECTOR_BYTES={width}"]

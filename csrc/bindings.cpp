@@ -357,6 +357,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("usable_capabilities", &fastseq::usable_capabilities);
   m.def("load_kernels", &fastseq::load_kernels, pybind11::arg("path"), pybind11::arg("name"),
         "Takes the kernels from another shared library (for tests).");
+  m.def(
+      "decoder_columns", [] { return fastseq::kernels().decoder_columns(); },
+      "Outputs of a panel of the decoder's packed weights.");
   m.def("philox", &philox_words, pybind11::arg("seed"), pybind11::arg("counter"),
         "The first two words that zoneout draws for a counter.");
 }

@@ -17,7 +17,9 @@
   extern "C" void fastseq_attention_backward_##isa(const fastseq::AttentionBackwardArgs*);         \
   extern "C" void fastseq_attention_decode_##isa(const fastseq::DecodeArgs*);                      \
   extern "C" void fastseq_additive_forward_##isa(const fastseq::AdditiveForwardArgs*);             \
-  extern "C" void fastseq_additive_backward_##isa(const fastseq::AdditiveBackwardArgs*);
+  extern "C" void fastseq_additive_backward_##isa(const fastseq::AdditiveBackwardArgs*);           \
+  extern "C" void fastseq_decoder_##isa(const fastseq::DecoderArgs*);                              \
+  extern "C" int64_t fastseq_decoder_columns_##isa();
 FASTSEQ_DECLARE(portable)
 #ifdef FASTSEQ_HAVE_X86
 FASTSEQ_DECLARE(avx2)
@@ -60,7 +62,8 @@ const std::vector<Build>& builds() {
   {                                                                                                \
     #isa, fastseq_rnn_forward_##isa, fastseq_rnn_backward_##isa, fastseq_attention_forward_##isa,  \
         fastseq_attention_backward_##isa, fastseq_attention_decode_##isa,                          \
-        fastseq_additive_forward_##isa, fastseq_additive_backward_##isa                            \
+        fastseq_additive_forward_##isa, fastseq_additive_backward_##isa, fastseq_decoder_##isa,    \
+        fastseq_decoder_columns_##isa                                                              \
   }
   static const std::vector<Build> all = [] {
     std::vector<Build> found{{FASTSEQ_BUILD(portable), true}};
@@ -72,7 +75,8 @@ const std::vector<Build>& builds() {
                         __builtin_cpu_supports("avx512vl");
     found.push_back({FASTSEQ_BUILD(avx2), avx2});
     found.push_back({FASTSEQ_BUILD(avx512), avx512});
-    found.push_back({FASTSEQ_BUILD(avx512_bf16), avx512 && __builtin_cpu_supports("avx512bf16")});
+    found.push_back({FASTSEQ_BUILD(avx512_bf16), avx512 && __builtin_cpu_supports("avx512bf16") &&
+                                                     __builtin_cpu_supports("avx512vnni")});
 #endif
     return found;
   }();
@@ -161,6 +165,8 @@ void load_kernels(const std::string& path, const std::string& name) {
   take(loaded.attention_decode, "fastseq_attention_decode_");
   take(loaded.additive_forward, "fastseq_additive_forward_");
   take(loaded.additive_backward, "fastseq_additive_backward_");
+  take(loaded.decoder, "fastseq_decoder_");
+  take(loaded.decoder_columns, "fastseq_decoder_columns_");
   if (!found) throw std::runtime_error(path + " has no kernels named " + name);
   current() = loaded;
 }

@@ -6,6 +6,7 @@
 
 #include "additive_args.h"
 #include "attention_args.h"
+#include "decoder_args.h"
 #include "scan_args.h"
 
 namespace fastseq {
@@ -19,6 +20,8 @@ struct Kernels {
   void (*attention_decode)(const DecodeArgs*);
   void (*additive_forward)(const AdditiveForwardArgs*);
   void (*additive_backward)(const AdditiveBackwardArgs*);
+  void (*decoder)(const DecoderArgs*);
+  int64_t (*decoder_columns)(); // outputs of a panel of its packed weights
 };
 
 // Instruction sets that were built, and those of them that this processor has, weakest first.

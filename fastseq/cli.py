@@ -6,9 +6,12 @@ from typing import Annotated
 import torch
 import typer
 
+from . import cli_train
 from .config import show_config
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
+app.command()(cli_train.train)
+app.add_typer(cli_train.corpus, name="corpus")
 
 
 @app.command()
@@ -19,7 +22,7 @@ def info() -> None:
 
 @app.command()
 def bench(
-    suites: Annotated[list[str], typer.Argument(help="Suites to run: rnn, attention.")],
+    suites: Annotated[list[str], typer.Argument(help="Suites to run: rnn, attention, models.")],
     out: Annotated[Path, typer.Option(help="Directory for JSON, report and pictures.")] = Path(
         "results"
     ),
@@ -29,11 +32,11 @@ def bench(
     ] = "",
     filter: Annotated[str, typer.Option(help="Only cases whose group or name contains this.")] = "",
 ) -> None:
-    """Check parity, then time against torch. Exit 1 when a case fails parity."""
-    from fastseq.benchmarks import attention, rnn
+    """Check parity, then time against other libraries. Exit 1 when a case fails parity."""
+    from fastseq.benchmarks import attention, models, rnn
     from fastseq.benchmarks.suite import succeeded
 
-    known = {module.SUITE.name: module.SUITE for module in (rnn, attention)}
+    known = {module.SUITE.name: module.SUITE for module in (rnn, attention, models)}
     if unknown := [name for name in suites if name not in known]:
         raise typer.BadParameter(f"unknown suite {unknown[0]!r}; there is: {', '.join(known)}")
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from . import _extension, kernels
+from .ops import decoder  # noqa: F401 (defines an operator that only generation calls)
 
 OPERATORS = (
     "rnn_scan",
@@ -19,6 +20,7 @@ OPERATORS = (
     "attention_decode",
     "additive_attention_forward",
     "additive_attention_backward",
+    "decoder_step",
 )
 DEVICES = {"cpu": "CPU", "cuda": "CUDA"}  # dispatch keys
 

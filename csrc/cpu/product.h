@@ -26,9 +26,8 @@ struct Format {
   }
 };
 
-#if defined(FASTSEQ_BF16_DOT)
-template <>
-struct Format<bf16> {
+// A word of two adjacent bfloat16 numbers.
+struct BfloatPairs {
   typedef bf16 Storage;
   typedef float A;
   typedef bf16 Exchange;
@@ -59,6 +58,9 @@ struct Format<bf16> {
     return (Vec<float>)bits;
   }
 };
+#if defined(FASTSEQ_BF16_DOT)
+template <>
+struct Format<bf16> : BfloatPairs {};
 #endif
 
 template <class F>

@@ -57,6 +57,25 @@ struct Queue {
   }
 };
 
+// Tasks that whichever thread is free takes. It is over when they are done, not when every thread
+// has come: one that the system has put aside holds up nobody, and finds nothing left to do.
+struct Phase {
+  alignas(64) int64_t next = 0;
+  int64_t done = 0;
+  template <class Task>
+  void run(int64_t count, const Task& task) {
+    int64_t own = 0;
+    for (int64_t i; (i = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < count; ++own) task(i);
+    if (own) __atomic_fetch_add(&done, own, __ATOMIC_ACQ_REL);
+    for (int spins = 0; __atomic_load_n(&done, __ATOMIC_ACQUIRE) < count; ++spins) {
+      if (spins > 10000) sched_yield();
+#if defined(__x86_64__)
+      _mm_pause();
+#endif
+    }
+  }
+};
+
 template <class Work>
 static void on_threads(int threads, const Work& work) {
   Barrier barrier;
