@@ -80,7 +80,7 @@ def test_tuner_keeps_its_choices_on_disk() -> None:
     tuner = launch._tuned(kernel, TILES, keys)
     assert tuner.cache_results != knobs.runtime.interpret and tuner.keys == list(keys)
     assert [(c.kwargs, c.num_warps, c.num_stages) for c in tuner.configs] == [
-        ({"BM": 32, "BN": 64}, 4, 2),
-        ({"BM": 16, "BN": 32}, 8, 1),
+        ({"BM": 32, "BN": 64, "TMA": False}, 4, 2),
+        ({"BM": 16, "BN": 32, "TMA": False}, 8, 1),
     ]
     assert launch._tuned(kernel, TILES, keys) is tuner
