@@ -3,10 +3,8 @@
 Every error is a :class:`DataError` that names the file and the line.
 """
 
-import contextlib
 import gzip
 import lzma
-import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -108,20 +106,3 @@ def split_sentences(paragraph: str) -> list[str]:
     """Sentences of a paragraph, cut after a full stop, a question or an exclamation mark that a
     capital follows."""
     return [s for s in _SENTENCE_END.split(paragraph) if s]
-
-
-@contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` that takes its place when the block ends well.
-
-    The name ends as ``path`` does. If the block fails, it is removed, and ``path`` is as before.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

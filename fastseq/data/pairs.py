@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from .files import open_binary, replacing
+from .._replacing import replacing
+from .files import open_binary
 
 Pair = tuple[str, str]
 

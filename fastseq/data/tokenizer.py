@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from .files import DataError, replacing
+from .._replacing import replacing
+from .files import DataError
 
 Kind = Literal["bpe", "wordpiece"]
 

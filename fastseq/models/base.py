@@ -3,15 +3,14 @@
 import dataclasses
 import json
 import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
+from .._replacing import replacing
 from .config import Config, check_names
 
 CONFIG_FILE = "config.json"
@@ -204,36 +203,6 @@ def read_weights(path: Path, device: torch.device | str | None = None) -> dict[s
         return safetensors.torch.load_file(path, str(device or "cpu"))
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{path}: damaged or no safetensors file: {error}") from None
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path``, which takes its place once it is written and on the disk.
-
-    If the block raises, ``path`` stays as it was and the temporary file is removed.
-    """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _safetensors() -> Any:

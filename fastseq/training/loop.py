@@ -18,9 +18,9 @@ import torch
 from rich.console import Console
 from torch.distributed.fsdp import FSDPModule
 
+from .._replacing import replacing
 from ..data import Tokenizer
 from ..data.batching import mix
-from ..data.files import replacing
 from ..models import Model, load
 from .checkpoint import Checkpoints, read_shards, read_state, write_shards, write_state
 from .config import FREE_TO_CHANGE, ConfigError, Settings, flatten

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from ..data.files import replacing
+from .._replacing import replacing
 from .checkpoint import SaveError
 
 LOG_FILE = "log.jsonl"

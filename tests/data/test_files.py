@@ -6,7 +6,6 @@ import lzma
 import pytest
 
 from fastseq.data import DataError, read_documents, read_lines, read_tsv, split_sentences
-from fastseq.data.files import replacing
 
 
 @pytest.mark.parametrize(
@@ -68,13 +67,3 @@ def test_sentences_end_where_a_capital_follows():
         '"Does it?"',
         "Yes! v. 2.0 came.",
     ]
-
-
-def test_a_failed_write_leaves_the_file_as_it_was(tmp_path):
-    path = tmp_path / "kept.txt"
-    path.write_text("before")
-    with pytest.raises(RuntimeError), replacing(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
-    assert [p.name for p in tmp_path.iterdir()] == ["kept.txt"]
-    assert path.read_text() == "before"

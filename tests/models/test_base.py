@@ -24,7 +24,6 @@ from fastseq.models import (
     TransformerConfig,
     load,
 )
-from fastseq.models.base import replacing
 from tests.models.small import ATTENTION, MODELS, gpt, sources, transformer
 
 BERTS = (
@@ -111,20 +110,6 @@ def test_saving_again_replaces(saved: Path) -> None:
     model.save_pretrained(saved)
     assert_same(load(saved), model)
     assert sorted(path.name for path in saved.iterdir()) == ["config.json", "model.safetensors"]
-
-
-def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("old")
-    with pytest.raises(RuntimeError, match="full"), replacing(path) as temporary:
-        temporary.write_text("half of the n")
-        raise RuntimeError("full")
-    assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
-    with replacing(path) as temporary:
-        temporary.write_text("new")
-        assert path.read_text() == "old"
-    assert path.read_text() == "new" and len(list(tmp_path.iterdir())) == 1
-    assert path.stat().st_mode & 0o777 == (tmp_path / "file").stat().st_mode & 0o777 != 0o600
 
 
 def test_a_disk_that_takes_nothing(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
