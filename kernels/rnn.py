@@ -135,7 +135,7 @@ def rnn_scan(
     ln_cell: list[Tensor],
     h_mask: Tensor | None,
     *,
-    mode: str,
+    cell: str,
     ln_eps: float,
     zoneout: list[float],
     seed: int,
@@ -148,15 +148,15 @@ def rnn_scan(
     acc = _accumulate(gates.dtype)
     output = gates.new_empty(num_rows, directions * width)
     h_n = h0.clone(memory_format=torch.contiguous_format)
-    lstm = mode == "LSTM"
+    lstm = cell == "LSTM"
     cells = gates.new_empty((num_rows, directions, hidden) if lstm and save else 0, dtype=acc)
-    hn = gates.new_empty((num_rows, directions, hidden) if mode == "GRU" and save else 0)
+    hn = gates.new_empty((num_rows, directions, hidden) if cell == "GRU" and save else 0)
     if num_rows == 0:
         return output, h_n, gates.new_empty(0) if c0 is None else c0.clone(), cells, hn
 
     with on(gates.device):
         steps = _Steps.of(batch_sizes, num_rows, batch, gates.device)
-        problem, values = _common(gates, h0, steps, mode, seed, zoneout, training)
+        problem, values = _common(gates, h0, steps, cell, seed, zoneout, training)
         values.update(
             gates=gates, w_hh=_stack(w_hh), b_hh=_stack(b_hh), w_hr=_stack(w_hr),
             ln_gates=_stack(ln_gates), ln_cell=_stack(ln_cell), output=output,
@@ -318,7 +318,7 @@ def rnn_scan_backward(
     ln_cell: list[Tensor],
     h_mask: Tensor | None,
     *,
-    mode: str,
+    cell: str,
     ln_eps: float,
     zoneout: list[float],
     seed: int,
@@ -329,7 +329,7 @@ def rnn_scan_backward(
     batch, width = h0.shape[1:]
     acc, dtype = _accumulate(gates.dtype), gates.dtype
     grad_gx = torch.empty_like(gates)
-    apart = mode == "GRU" or bool(ln_gates)
+    apart = cell == "GRU" or bool(ln_gates)
     grad_u = torch.empty_like(gates) if apart else gates.new_empty(0)
     grad_proj = gates.new_empty((num_rows, directions * width) if w_hr else 0)
     grad_ln_cell = gates.new_empty((num_rows, directions, hidden) if ln_cell else 0)
@@ -347,10 +347,10 @@ def rnn_scan_backward(
 
     with on(gates.device):
         steps = _Steps.of(batch_sizes, num_rows, batch, gates.device)
-        problem, values = _common(gates, h0, steps, mode, seed, zoneout, training)
+        problem, values = _common(gates, h0, steps, cell, seed, zoneout, training)
         values.update(
             grad_output=grad_output.contiguous(), gates=gates, output=output,
-            cells=cells if c0 is not None else None, hn=hn if mode == "GRU" else None,
+            cells=cells if c0 is not None else None, hn=hn if cell == "GRU" else None,
             u_raw=None if u_raw is None else u_raw.contiguous(),
             h0=h0.contiguous(), c0=None if c0 is None else c0.contiguous(),
             w_hh=_stack(w_hh), w_hr=_stack(w_hr),

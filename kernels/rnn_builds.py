@@ -34,7 +34,7 @@ def _scan(
         "ln_gates": [new(gates * hidden) for _ in each] if norm else [],
         "ln_cell": [new(2, hidden) for _ in each] if norm and lstm else [],
         "h_mask": state if extras else None,
-        "mode": mode,
+        "cell": mode,
         "ln_eps": 1e-5,
         "zoneout": [0.1, 0.1 if lstm else 0.0] if extras else [0.0, 0.0],
         "seed": 1,

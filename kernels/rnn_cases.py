@@ -115,7 +115,7 @@ def arguments(case: Case) -> tuple[Arguments, Arguments]:
         "h_mask": mask,
     }
     return tensors, {
-        "mode": case.mode,
+        "cell": case.mode,
         "ln_eps": 1e-5,
         "zoneout": [zone_h, zone_c if lstm else 0.0],
         "seed": (1 << 40) + 7,

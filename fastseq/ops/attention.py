@@ -46,7 +46,7 @@ _NUM_OPTIONS = 8
 # So many multiplications of q·kᵀ take no longer than the way to our kernel, which leads through
 # Python: shorter calls are best left to torch's own functions.
 SHORT = 2**19
-_WEIGHTS_AT_ONCE = 2**18  # so that they stay in a core's cache
+_WEIGHTS_AT_ONCE = 2**20  # so that they stay in a core's cache
 
 
 def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *context: Any) -> tuple[Tensor, Tensor]:

@@ -96,7 +96,7 @@ def forward(
     output, h_n, c_n, cells, hn = scan(
         gates, batch_sizes, h0, c0, w_hh, scan_bias, w_hr, ln_gates, ln_cell,
         recurrent_mask(h0, number, recurrent_dropout, training),
-        mode=mode, ln_eps=LN_EPS, zoneout=zoneout, seed=number, training=training, save=save,
+        cell=mode, ln_eps=LN_EPS, zoneout=zoneout, seed=number, training=training, save=save,
     )  # fmt: skip
     if not save:
         gates = gates.new_empty(0)
@@ -203,7 +203,7 @@ def backward(
         None if grad_c_n is None else grad_c_n.contiguous(),
         gates, cells, hn, output, u_raw, batch_sizes, h0, c0, w_hh, w_hr,
         ln_gates, ln_cell, h_mask,
-        mode=mode, ln_eps=LN_EPS, zoneout=zoneout, seed=number, training=training,
+        cell=mode, ln_eps=LN_EPS, zoneout=zoneout, seed=number, training=training,
     )  # fmt: skip
     if grad_u.numel() == 0:
         grad_u = grad_gx

@@ -217,7 +217,7 @@ def rnn_scan(
     ln_cell: list[Tensor],
     h_mask: Tensor | None,
     *,
-    mode: str,
+    cell: str,
     ln_eps: float,
     zoneout: list[float],
     seed: int,
@@ -227,7 +227,7 @@ def rnn_scan(
     """``fastseq::rnn_scan``; absent results are empty tensors."""
     output, h_n, c_n, activated, cells, hn = scan(
         gates, batch_sizes, h0, c0, w_hh, b_hh, w_hr, ln_gates, ln_cell, h_mask,
-        mode=mode, ln_eps=ln_eps, zoneout=zoneout, seed=seed, training=training,
+        mode=cell, ln_eps=ln_eps, zoneout=zoneout, seed=seed, training=training,
     )  # fmt: skip
     if save:
         gates.copy_(activated)
@@ -284,7 +284,7 @@ def rnn_scan_backward(
     ln_cell: list[Tensor],
     h_mask: Tensor | None,
     *,
-    mode: str,
+    cell: str,
     ln_eps: float,
     zoneout: list[float],
     seed: int,
@@ -302,7 +302,7 @@ def rnn_scan_backward(
         return gates.new_empty(shape if needed else 0)
 
     grad_gx = torch.empty_like(gates)
-    grad_u = absent_unless(mode == "GRU" or bool(ln_gates), *gates.shape)
+    grad_u = absent_unless(cell == "GRU" or bool(ln_gates), *gates.shape)
     grad_proj = absent_unless(bool(w_hr), num_rows, directions, width)
     grad_ln_cell = absent_unless(bool(ln_cell), num_rows, directions, hidden)
     grad_h0 = torch.empty_like(h0)
@@ -334,7 +334,7 @@ def rnn_scan_backward(
             if w_hr:
                 grad_proj[at, d] = dh_new.to(dtype)
                 dh_new = dh_new.to(dtype).to(acc) @ w_hr[d].to(acc)
-            if mode == "LSTM":
+            if cell == "LSTM":
                 i, f, g, o = gate
                 c_prev = c_before[at, d]
                 c_new = f * c_prev + i * g
@@ -364,7 +364,7 @@ def rnn_scan_backward(
                     dc_new * i * (1 - g * g),
                     dh_new * tanh_c * o * (1 - o),
                 ]
-            elif mode == "GRU":
+            elif cell == "GRU":
                 r, z, n = gate
                 dn = dh_new * (1 - z) * (1 - n * n)
                 dh_prev = dh_prev + dh_new * z
@@ -373,12 +373,12 @@ def rnn_scan_backward(
                     dh_new * (h_prev - n) * z * (1 - z),
                     dn,
                 ]
-            elif mode == "RNN_TANH":
+            elif cell == "RNN_TANH":
                 pre = [dh_new * (1 - gate[0] * gate[0])]
             else:
                 pre = [dh_new * (gate[0] > 0)]
             grad_gx[at, d] = torch.stack(pre, -2).to(dtype)
-            if mode == "GRU":
+            if cell == "GRU":
                 pre[2] = pre[2] * r
             du = torch.stack(pre, -2).flatten(1)
             if ln_gates:

@@ -33,7 +33,7 @@ def rnn_cell(
         gates = gates + b_hh.view(gates.shape[1:])
     output, _, c_n, cells, hn = rnn_scan(
         gates, None, *_as_scan(h, c), [w_hh], [b_hh] if gru and b_hh is not None else [],
-        [], [], [], None, mode=mode, save=save, **_PLAIN,
+        [], [], [], None, cell=mode, save=save, **_PLAIN,
     )  # fmt: skip
     return (
         output,
@@ -65,7 +65,7 @@ def rnn_cell_backward(
     grad_gx, grad_u, _, _, grad_h0, grad_c0 = rnn_scan_backward(
         torch.zeros_like(h) if grad_h is None else grad_h, None,
         None if grad_c is None else grad_c[None], gates, cells, hn, torch.empty_like(h), None,
-        None, *_as_scan(h, c), [w_hh], [], [], [], None, mode=mode, **_PLAIN,
+        None, *_as_scan(h, c), [w_hh], [], [], [], None, cell=mode, **_PLAIN,
     )  # fmt: skip
     of_input = grad_gx.flatten(1)
     of_product = grad_u.flatten(1) if mode == "GRU" else of_input

@@ -70,7 +70,7 @@ class Case:
             "h_mask": mask,
         }
         self.options = {
-            "mode": self.mode,
+            "cell": self.mode,
             "ln_eps": 1e-5,
             "zoneout": list(self.zoneout),
             "seed": 123456789012345 + self.seed,
