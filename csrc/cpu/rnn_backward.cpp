@@ -35,15 +35,7 @@ struct Backward : Direction<T> {
         now(m.grad[1]) {}
 
   void run() {
-    switch (args.mode) {
-    case RNN_TANH:
-    case RNN_RELU:
-      return run_mode<RNN_TANH>(); // the same but for a line
-    case LSTM:
-      return run_mode<LSTM>();
-    case GRU:
-      return run_mode<GRU>();
-    }
+    with_mode(args.mode, [&](auto mode) { run_mode<decltype(mode)::value>(); });
   }
 
   template <int MODE>

@@ -1,6 +1,8 @@
 // What the forward and the backward scan share: where rows stand, zoneout, layer-norm, memory.
 #pragma once
 
+#include <type_traits>
+
 #include "../scan_args.h"
 #include "entry.h"
 #include "memory.h"
@@ -46,6 +48,20 @@ private:
 
 constexpr int64_t round_up(int64_t n, int64_t to) {
   return (n + to - 1) / to * to;
+}
+
+// Calls act with the mode as a constant; one serves both kinds of plain RNN, which differ in a
+// line.
+template <class Act>
+static void with_mode(int mode, const Act& act) {
+  switch (mode) {
+  case LSTM:
+    return act(std::integral_constant<int, LSTM>());
+  case GRU:
+    return act(std::integral_constant<int, GRU>());
+  default:
+    return act(std::integral_constant<int, RNN_TANH>());
+  }
 }
 
 // Products run over this many rows at a time, so that operand and accumulators stay in cache.
