@@ -81,7 +81,7 @@ def compile_commands(compiler: list[str], build: Path) -> tuple[list[list[str]],
             source = csrc / "cpu" / f"{kernel}.cpp"
             units.append((f"{kernel}_{isa}", source, [*KERNEL_FLAGS, *flags, *definitions]))
     abi = torch_flags[-1:] if "-D_GLIBCXX_USE_CXX11_ABI=0" in torch_flags else []
-    dispatch_flags = ["-O1", *abi, *(["-DFASTSEQ_HAVE_X86"] if x86 else [])]
+    dispatch_flags = ["-O2", *abi, *(["-DFASTSEQ_HAVE_X86"] if x86 else [])]
     units.append(("dispatch", csrc / "dispatch.cpp", dispatch_flags))
     commands, objects = [], []
     for name, source, flags in units:

@@ -172,8 +172,7 @@ rnn_scan(Tensor gates, const OptionalTensor& batch_sizes, const Tensor& h0,
   TORCH_CHECK(gates.is_contiguous(), "fastseq: gates must be contiguous");
   arguments.common(a, batch_sizes, h0, c0, w_hh, w_hr, ln_gates, ln_cell, h_mask, mode, ln_eps,
                    zoneout, seed, training);
-  TORCH_CHECK(b_hh.empty() || a.mode == fastseq::GRU, "fastseq: only a GRU has b_hh of its own");
-  arguments.list(b_hh, {3 * a.H}, "b_hh", a.b_hh);
+  arguments.list(b_hh, {fastseq::gates_of(a.mode) * a.H}, "b_hh", a.b_hh);
   const bool lstm = a.mode == fastseq::LSTM, gru = a.mode == fastseq::GRU;
   const std::vector<int64_t> none{0}, unit{a.N, a.D, a.H};
   Tensor output = at::empty({a.N, a.D * a.P}, gates.options());
@@ -352,6 +351,8 @@ TORCH_LIBRARY_IMPL(fastseq, CPU, m) {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "fastseq's CPU kernels";
   m.def("capability", [] { return fastseq::kernels().name; }, "The instruction set in use.");
+  m.def("pairs_are_quick", &fastseq::pairs_are_quick,
+        "Whether pairs of bfloat16 are multiplied faster than floats, or not at all.");
   m.def("built_capabilities", &fastseq::built_capabilities);
   m.def("usable_capabilities", &fastseq::usable_capabilities);
   m.def("load_kernels", &fastseq::load_kernels, pybind11::arg("path"), pybind11::arg("name"),

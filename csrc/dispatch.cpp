@@ -2,8 +2,13 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <stdexcept>
+#ifdef FASTSEQ_HAVE_X86
+#include <immintrin.h>
+#endif
 
 #define FASTSEQ_DECLARE(isa)                                                                       \
   extern "C" void fastseq_rnn_forward_##isa(const fastseq::ForwardArgs*);                          \
@@ -29,6 +34,28 @@ struct Build {
   Kernels kernels;
   bool usable;
 };
+
+#ifdef FASTSEQ_HAVE_X86
+// Chains of one instruction, as many as hide its latency: the least seconds of several runs.
+#define FASTSEQ_CHAINS(name, target_set, instruction)                                              \
+  __attribute__((target(target_set))) double name() {                                              \
+    double least = 1;                                                                              \
+    for (int run = 0; run < 8; ++run) {                                                            \
+      __m512 c[12] = {};                                                                           \
+      const auto start = std::chrono::steady_clock::now();                                         \
+      for (int i = 0; i < 200; ++i)                                                                \
+        _Pragma("GCC unroll 12") for (auto& x : c) {                                               \
+          x = instruction;                                                                         \
+          asm volatile("" : "+v"(x));                                                              \
+        }                                                                                          \
+      const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;        \
+      least = std::min(least, taken.count());                                                      \
+    }                                                                                              \
+    return least;                                                                                  \
+  }
+FASTSEQ_CHAINS(pairs_seconds, "avx512f,avx512bf16", _mm512_dpbf16_ps(x, (__m512bh)x, (__m512bh)x))
+FASTSEQ_CHAINS(floats_seconds, "avx512f", _mm512_fmadd_ps(x, x, x))
+#endif
 
 const std::vector<Build>& builds() {
 #define FASTSEQ_BUILD(isa)                                                                         \
@@ -66,8 +93,10 @@ Kernels choose() {
   const char* wanted = std::getenv("FASTSEQ_CPU_CAPABILITY");
   if (!wanted || !*wanted) {
     Kernels best;
-    for (const auto& build : builds())
+    for (const auto& build : builds()) {
+      if (build.kernels.name == "avx512_bf16" && build.usable && !pairs_are_quick()) continue;
       if (build.usable) best = build.kernels;
+    }
     return best;
   }
   for (const auto& build : builds())
@@ -99,6 +128,18 @@ std::vector<std::string> usable_capabilities() {
   for (const auto& build : builds())
     if (build.usable) names.push_back(build.kernels.name);
   return names;
+}
+
+bool pairs_are_quick() {
+#ifdef FASTSEQ_HAVE_X86
+  // Some processors take one such instruction a cycle, which is twice the products; others one in
+  // two cycles, which is half.
+  static const bool quick = !__builtin_cpu_supports("avx512bf16") ||
+                            pairs_seconds() < 1.6 * floats_seconds();
+  return quick;
+#else
+  return true;
+#endif
 }
 
 const Kernels& kernels() {

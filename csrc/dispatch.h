@@ -28,8 +28,12 @@ struct Kernels {
 std::vector<std::string> built_capabilities();
 std::vector<std::string> usable_capabilities();
 
-// The kernels in use: FASTSEQ_CPU_CAPABILITY if set, else the best. Throws where that is
-// impossible.
+// Whether this processor multiplies pairs of bfloat16 (AVX-512) faster than floats, as measured
+// once. True where it has no such instruction.
+bool pairs_are_quick();
+
+// The kernels in use: FASTSEQ_CPU_CAPABILITY if set, else the best; avx512_bf16 only where this
+// processor multiplies bfloat16 pairs faster than floats. Throws where that is impossible.
 const Kernels& kernels();
 
 // Replaces the kernels by those of another shared library, under the given name: for tests of

@@ -48,6 +48,12 @@ def capability() -> str | None:
     return module.capability() if module else None
 
 
+def pairs_are_quick() -> bool:
+    """Whether this CPU multiplies pairs of bfloat16 faster than float32; True where unknown."""
+    module = _load()[0]
+    return module.pairs_are_quick() if module else True
+
+
 def built_capabilities() -> list[str]:
     """The instruction sets that the kernels were built for."""
     module = _load()[0]

@@ -38,8 +38,8 @@ class Target:
 
 TARGETS = {
     "sm_80": Target("cuda", 80, Limits(108, 163 * 1024)),
-    "sm_90": Target("cuda", 90, Limits(132, 227 * 1024)),
-    "sm_100": Target("cuda", 100, Limits(148, 227 * 1024)),
+    "sm_90": Target("cuda", 90, Limits(132, 227 * 1024, tma=True)),
+    "sm_100": Target("cuda", 100, Limits(148, 227 * 1024, tma=True)),
     "gfx942": Target("hip", "gfx942", Limits(304, 64 * 1024, warp=64)),
 }
 

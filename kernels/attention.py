@@ -7,6 +7,7 @@ to heads of 256; what is beyond goes to plain PyTorch. Shapes: q (B, H, Sq, D), 
 
 import math
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import Any
 
 import torch
@@ -154,7 +155,20 @@ def _common(
 
 
 def _heads(values: dict[str, Any]) -> Heads:
-    return Heads(values["D"], values["DV"], values["q"].element_size(), values["DROPOUT"])
+    walked = [values[name] for name in ("q", "k", "v", "grad_out") if name in values]
+    return Heads(
+        values["D"],
+        values["DV"],
+        values["q"].element_size(),
+        values["DROPOUT"],
+        all(_aligned(x) for x in walked),
+    )
+
+
+def _aligned(x: Tensor) -> bool:
+    """Whether every row starts at a multiple of 16 bytes."""
+    steps = (step * x.element_size() for step in x.stride()[:3])
+    return (x.is_meta or x.data_ptr() % 16 == 0) and not any(step % 16 for step in steps)
 
 
 def _launch(
@@ -164,7 +178,13 @@ def _launch(
     heads = _heads(values)
     widths = {"BD": heads.width, "BDV": heads.value_width, "BK": 32}
     choices: tuple[Tile, ...] = tiles(name, heads, limits_of(values["q"].device))
-    launch_fastest(kernel, {**values, **widths}, choices, programs, _TUNED_BY)
+    context = copy_context()  # in which Triton keeps what allocates: the user's own stays
+    context.run(triton.set_allocator, _room_for_descriptors)
+    context.run(launch_fastest, kernel, {**values, **widths}, choices, programs, _TUNED_BY)
+
+
+def _room_for_descriptors(size: int, alignment: int, stream: int | None) -> Tensor:
+    return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
 def attention_forward(

@@ -15,6 +15,7 @@ class Tile:
     BN: int  # keys
     num_warps: int
     num_stages: int
+    TMA: bool = False  # whether descriptors fetch what a program walks
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Heads:
     value_dim: int
     itemsize: int
     dropout: bool = False
+    aligned: bool = False  # whether each row starts at a multiple of 16 bytes, as TMA needs
 
     @property
     def width(self) -> int:
@@ -73,7 +75,7 @@ def tiles(kernel: str, heads: Heads, limits: Limits) -> tuple[Tile, ...]:
     """Those that fit, the best guess first; FASTSEQ_ATTENTION_TILE=BM,BN asks for one."""
     if wanted := os.environ.get("FASTSEQ_ATTENTION_TILE"):
         rows, columns = (int(size) for size in wanted.split(","))
-        return (Tile(rows, columns, 4, 1),)
+        return (Tile(rows, columns, 4, 1, limits.tma and heads.aligned),)
     if kernel == "delta":
         return (Tile(32, 32, 4, 1),)
     if kernel == "mask":
@@ -85,7 +87,10 @@ def tiles(kernel: str, heads: Heads, limits: Limits) -> tuple[Tile, ...]:
         known = tuple(t for t in known if rows >= t.BM) or known[-1:]
     if limits.warp == 64 and kernel == "keys":  # there, loads ahead wait in registers
         known = tuple(replace(t, num_stages=1) for t in known)
-    return tuple(t for t in known if _shared(kernel, t, heads) <= limits.shared) or known[-1:]
+    known = tuple(t for t in known if _shared(kernel, t, heads) <= limits.shared) or known[-1:]
+    if limits.tma and heads.aligned:
+        known = (*(replace(t, TMA=True) for t in known), known[0])
+    return known
 
 
 def parts_of_mask(own: int, summed: int, limits: Limits) -> int:

@@ -15,9 +15,10 @@ class Limits:
     multiprocessors: int
     shared: int  # bytes of shared memory a program may have
     warp: int = 32  # threads
+    tma: bool = False  # whether it fetches whole tiles by descriptors
 
 
-_assumed = Limits(multiprocessors=132, shared=227 * 1024)
+_assumed = Limits(multiprocessors=132, shared=227 * 1024, tma=True)
 
 
 def assume(limits: Limits) -> None:
@@ -34,6 +35,7 @@ def _limits_of(index: int) -> Limits:
         properties.multi_processor_count,
         shared or properties.shared_memory_per_block,
         getattr(properties, "warp_size", 32),
+        torch.version.cuda is not None and properties.major >= 9,
     )
 
 

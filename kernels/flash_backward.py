@@ -14,12 +14,14 @@ from .flash_tile import (
     RUNTIME,
     kept,
     load_rows,
+    load_walked,
     power,
     score_of_lse,
     scores,
     sequence,
     store_rows,
     tiles_seen,
+    walked,
 )
 
 
@@ -53,7 +55,8 @@ def _absorb_queries(
     first, before, gap, count,  # tiles first …, of which ``gap`` are left out after ``before``
     D: tl.constexpr, DV: tl.constexpr, MASK: tl.constexpr, SOFTCAP: tl.constexpr,
     ALIBI: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, CHECK: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, TMA: tl.constexpr,
+    CHECK: tl.constexpr,
 ):  # fmt: skip
     """Scores lie keys by queries here: their products then need no transposing."""
     j = first_key + tl.arange(0, BN)[:, None]
@@ -61,7 +64,7 @@ def _absorb_queries(
     for n in range(count):
         start = (first + n + tl.where(n < before, 0, gap)) * BM
         i = start + tl.arange(0, BM)[None, :]
-        queries = load_rows(q, start, sq, q_s, D, BM, BD, CHECK, INDEX)
+        queries = load_walked(q, start, sq, q_s, D, BM, BD, CHECK, INDEX, TMA)
         product = tl.dot(keys, tl.trans(queries), input_precision=PRECISION)
         s, t = scores(product, i, j, lengths, window, form, CHECK, SOFTCAP, ALIBI, MASK)
         p = power(s - score_of_lse(tl.load(lse + i, mask=i < sq, other=float("inf")), MASK), MASK)
@@ -69,7 +72,7 @@ def _absorb_queries(
         if DROPOUT:
             keep = tl.trans(kept(draw, start, first_key, BM, BN))
             dropped = tl.where(keep, p, 0.0)
-        upstream = load_rows(grad_out, start, sq, grad_out_s, DV, BM, BDV, CHECK, INDEX)
+        upstream = load_walked(grad_out, start, sq, grad_out_s, DV, BM, BDV, CHECK, INDEX, TMA)
         dv = tl.dot(dropped.to(upstream.dtype), upstream, dv, input_precision=PRECISION)
         dp = tl.dot(values, tl.trans(upstream), input_precision=PRECISION)
         if DROPOUT:
@@ -92,7 +95,7 @@ def attention_backward_keys(
     H: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     BOTTOM_RIGHT: tl.constexpr, VARLEN: tl.constexpr, MASK: tl.constexpr, SOFTCAP: tl.constexpr,
     ALIBI: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """dK and dV of a block of keys, over the queries that see them."""
     blocks = tl.cdiv(sk, BN)
@@ -116,9 +119,11 @@ def attention_backward_keys(
     dv = tl.zeros([BN, BDV], dtype=tl.float32)
     for g in range(GROUP):
         h = key_head * GROUP + g
-        queries_of = q + b * q_b + h * q_h + start_q * q_s
-        upstream_of = grad_out + b * grad_out_b + h * grad_out_h + start_q * grad_out_s
-        at = b * lse_b + h * lse_h + start_q
+        at = q + b * q_b + h * q_h + start_q * q_s
+        queries_of = walked(at, sq, q_s, D, BM, BD, TMA)
+        at = grad_out + b * grad_out_b + h * grad_out_h + start_q * grad_out_s
+        upstream_of = walked(at, sq, grad_out_s, DV, BM, BDV, TMA)
+        sums = b * lse_b + h * lse_h + start_q
         mask_of = lse  # for want of None, which tuples made in loops cannot hold
         if MASK is not None:
             mask_of = mask + (b * mask_b + h * mask_h)
@@ -128,16 +133,16 @@ def attention_backward_keys(
         form = (scale, softcap, slope, mask_of, mask_q, mask_k)
         draw = (seed, threshold, keep_scale, (b * H + h) * rows, quads)
         dk, dv = _absorb_queries(
-            dk, dv, keys, values, queries_of, upstream_of, lse + at, delta + at, q_s, grad_out_s,
-            first_key, lengths, window, form, draw,
+            dk, dv, keys, values, queries_of, upstream_of, lse + sums, delta + sums, q_s,
+            grad_out_s, first_key, lengths, window, form, draw,
             full, 0, 0, full_end - full,
-            D, DV, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, INDEX, BM, BN, BD, BDV, False,
+            D, DV, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, INDEX, BM, BN, BD, BDV, TMA, False,
         )  # fmt: skip
         dk, dv = _absorb_queries(
-            dk, dv, keys, values, queries_of, upstream_of, lse + at, delta + at, q_s, grad_out_s,
-            first_key, lengths, window, form, draw,
+            dk, dv, keys, values, queries_of, upstream_of, lse + sums, delta + sums, q_s,
+            grad_out_s, first_key, lengths, window, form, draw,
             first, full - first, full_end - full, full - first + end - full_end,
-            D, DV, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, INDEX, BM, BN, BD, BDV, True,
+            D, DV, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, INDEX, BM, BN, BD, BDV, TMA, True,
         )  # fmt: skip
     if DROPOUT:
         dv *= keep_scale
@@ -176,13 +181,14 @@ def _absorb_keys(
     first, before, gap, count,  # tiles first …, of which ``gap`` are left out after ``before``
     D: tl.constexpr, DV: tl.constexpr, MASK: tl.constexpr, SOFTCAP: tl.constexpr,
     ALIBI: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, CHECK: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, TMA: tl.constexpr,
+    CHECK: tl.constexpr,
 ):  # fmt: skip
     sk = lengths[1]
     for n in range(count):
         start = (first + n + tl.where(n < before, 0, gap)) * BN
-        keys = load_rows(k, start, sk, k_s, D, BN, BD, CHECK, INDEX)
-        values = load_rows(v, start, sk, v_s, DV, BN, BDV, CHECK, INDEX)
+        keys = load_walked(k, start, sk, k_s, D, BN, BD, CHECK, INDEX, TMA)
+        values = load_walked(v, start, sk, v_s, DV, BN, BDV, CHECK, INDEX, TMA)
         product = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
         dp = tl.dot(upstream, tl.trans(values), input_precision=PRECISION)
         ds, t = gradient_of_scores(
@@ -205,7 +211,7 @@ def attention_backward_queries(
     H: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     BOTTOM_RIGHT: tl.constexpr, VARLEN: tl.constexpr, MASK: tl.constexpr, SOFTCAP: tl.constexpr,
     ALIBI: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """dQ of a block of queries, over the keys that they see."""
     blocks = tl.cdiv(sq, BM)
@@ -219,6 +225,8 @@ def attention_backward_queries(
     q += b * q_b + h * q_h + start_q * q_s
     k += b * k_b + h // GROUP * k_h + start_k * k_s
     v += b * v_b + h // GROUP * v_h + start_k * v_s
+    keys = walked(k, sk, k_s, D, BN, BD, TMA)
+    values = walked(v, sk, v_s, DV, BN, BDV, TMA)
     grad_out += b * grad_out_b + h * grad_out_h + start_q * grad_out_s
     slope = 0.0
     if ALIBI:
@@ -238,14 +246,14 @@ def attention_backward_queries(
     lse_tile, delta_tile = load_sums(lse + at, delta + at, first_query, sq, BM, MASK)
     dq = tl.zeros([BM, BD], dtype=tl.float32)
     dq = _absorb_keys(
-        dq, queries, upstream, lse_tile, delta_tile, k, v, k_s, v_s, first_query, lengths, window,
-        form, draw, full, 0, 0, full_end - full,
-        D, DV, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, INDEX, BM, BN, BD, BDV, False,
+        dq, queries, upstream, lse_tile, delta_tile, keys, values, k_s, v_s, first_query, lengths,
+        window, form, draw, full, 0, 0, full_end - full,
+        D, DV, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, INDEX, BM, BN, BD, BDV, TMA, False,
     )  # fmt: skip
     dq = _absorb_keys(
-        dq, queries, upstream, lse_tile, delta_tile, k, v, k_s, v_s, first_query, lengths, window,
-        form, draw, first, full - first, full_end - full, full - first + end - full_end,
-        D, DV, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, INDEX, BM, BN, BD, BDV, True,
+        dq, queries, upstream, lse_tile, delta_tile, keys, values, k_s, v_s, first_query, lengths,
+        window, form, draw, first, full - first, full_end - full, full - first + end - full_end,
+        D, DV, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, INDEX, BM, BN, BD, BDV, TMA, True,
     )  # fmt: skip
     grad_q += b * grad_q_b + h * grad_q_h + start_q * grad_q_s
     store_rows(grad_q, dq * scale, first_query, sq, grad_q_s, D, BM, BD, INDEX)

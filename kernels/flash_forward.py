@@ -13,11 +13,13 @@ from .flash_tile import (
     absorb,
     kept,
     load_rows,
+    load_walked,
     lse_of,
     scores,
     sequence,
     store_rows,
     tiles_seen,
+    walked,
 )
 
 
@@ -27,20 +29,21 @@ def _absorb_tiles(
     first, before, gap, count,  # tiles first …, of which ``gap`` are left out after ``before``
     D: tl.constexpr, DV: tl.constexpr, MASK: tl.constexpr, SOFTCAP: tl.constexpr,
     ALIBI: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, CHECK: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, TMA: tl.constexpr,
+    CHECK: tl.constexpr,
 ):  # fmt: skip
     i = first_query + tl.arange(0, BM)[:, None]
     sk = lengths[1]
     for n in range(count):
         start = (first + n + tl.where(n < before, 0, gap)) * BN
         j = start + tl.arange(0, BN)[None, :]
-        keys = load_rows(k, start, sk, k_s, D, BN, BD, CHECK, INDEX)
+        keys = load_walked(k, start, sk, k_s, D, BN, BD, CHECK, INDEX, TMA)
         product = tl.dot(q, tl.trans(keys), input_precision=PRECISION)
         s, _ = scores(product, i, j, lengths, window, form, CHECK, SOFTCAP, ALIBI, MASK)
         keep = True
         if DROPOUT:
             keep = kept(draw, first_query, start, BM, BN)
-        values = load_rows(v, start, sk, v_s, DV, BN, BDV, CHECK, INDEX)
+        values = load_walked(v, start, sk, v_s, DV, BN, BDV, CHECK, INDEX, TMA)
         acc, m, l = absorb(acc, m, l, s, values, keep, DROPOUT, MASK, PRECISION)
     return acc, m, l
 
@@ -56,7 +59,7 @@ def attention_forward(
     H: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     BOTTOM_RIGHT: tl.constexpr, VARLEN: tl.constexpr, MASK: tl.constexpr, SOFTCAP: tl.constexpr,
     ALIBI: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(sq, BM)
     # The longest rows of a causal triangle go first, so that the short ones fill the end.
@@ -70,6 +73,8 @@ def attention_forward(
     q += b * q_b + h * q_h + start_q * q_s
     k += b * k_b + h // GROUP * k_h + start_k * k_s
     v += b * v_b + h // GROUP * v_h + start_k * v_s
+    keys = walked(k, sk, k_s, D, BN, BD, TMA)
+    values = walked(v, sk, v_s, DV, BN, BDV, TMA)
     slope = 0.0
     if ALIBI:
         slope = tl.load(slopes + b * slopes_b + h).to(tl.float32)
@@ -87,14 +92,14 @@ def attention_forward(
     m = tl.full([BM], float("-inf"), dtype=tl.float32)
     l = tl.zeros([BM], dtype=tl.float32)
     acc, m, l = _absorb_tiles(
-        acc, m, l, queries, k, v, k_s, v_s, first_query, lengths, window, form, draw,
+        acc, m, l, queries, keys, values, k_s, v_s, first_query, lengths, window, form, draw,
         full, 0, 0, full_end - full,
-        D, DV, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, INDEX, BM, BN, BD, BDV, False,
+        D, DV, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, INDEX, BM, BN, BD, BDV, TMA, False,
     )  # fmt: skip
     acc, m, l = _absorb_tiles(
-        acc, m, l, queries, k, v, k_s, v_s, first_query, lengths, window, form, draw,
+        acc, m, l, queries, keys, values, k_s, v_s, first_query, lengths, window, form, draw,
         first, full - first, full_end - full, full - first + end - full_end,
-        D, DV, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, INDEX, BM, BN, BD, BDV, True,
+        D, DV, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, INDEX, BM, BN, BD, BDV, TMA, True,
     )  # fmt: skip
     if DROPOUT:
         acc *= keep_scale

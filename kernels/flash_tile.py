@@ -32,6 +32,33 @@ def sequence(cu_seqlens, b, length, VARLEN: tl.constexpr):
 
 
 @triton.jit
+def walked(
+    base, count, stride, W: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    TMA: tl.constexpr,
+):  # fmt: skip
+    """A (count, W) matrix for load_walked: with TMA a descriptor, by which tiles come unasked."""
+    matrix = base
+    if TMA:
+        matrix = tl.make_tensor_descriptor(
+            base, [tl.maximum(count, 1), W], [tl.cast(stride, tl.int64), 1], [ROWS, COLUMNS]
+        )
+    return matrix
+
+
+@triton.jit
+def load_walked(
+    matrix, first, count, stride, W: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    CHECK: tl.constexpr, INDEX: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    """As load_rows, of what ``walked`` made."""
+    if TMA:
+        x = matrix.load([first, 0])
+    else:
+        x = load_rows(matrix, first, count, stride, W, ROWS, COLUMNS, CHECK, INDEX)
+    return x
+
+
+@triton.jit
 def load_rows(
     base, first, count, stride, W: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     CHECK: tl.constexpr,  # whether rows may lie at or beyond count

@@ -111,9 +111,7 @@ FASTSEQ_INLINE Vec<A> sums_over(int64_t width, const Term& term) {
   if (d < width)
 #pragma GCC unroll 16
     for (int i = 0; i < L; ++i) sums[i] += term(i, d, width - d);
-  transpose<A>(sums);
-  for (int i = 1; i < L; ++i) sums[0] += sums[i];
-  return sums[0];
+  return sum_lanes<A>(sums);
 }
 
 // The products of a row with up to L rows, n of them.

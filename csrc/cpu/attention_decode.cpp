@@ -1,5 +1,6 @@
 // Attention of a few queries to many keys, bound by memory: keys and values are read once, as they
-// are, for all query heads that share them. Lanes are head dimensions for scores, then keys.
+// are, for all query heads that share them. Lanes are head dimensions: queries, partial results and
+// sums are kept in the order that blocks of keys and values widen to.
 #include "attention_blocks.h"
 
 namespace {
@@ -8,7 +9,7 @@ template <class T>
 struct Decode {
   typedef Acc<T> A;
   typedef Vec<A> V;
-  static constexpr int L = lanes<A>;
+  static constexpr int L = lanes<A>, N = block_vectors<T>, E = block_elements<T>;
   // Keys of one task. A constant, so that a sequence's bits depend on nothing else in the batch.
   static constexpr int64_t CHUNK = 256;
   // Starts loading n elements from p on. Where nothing is, nothing happens.
@@ -27,8 +28,8 @@ struct Decode {
   int64_t* first_task; // of each sequence, (B + 1)
 
   explicit Decode(const DecodeArgs& args)
-      : a(args), group(a.Hk ? a.Hq / a.Hk : 0), rows(group * a.Sq), width(round_up_to(a.D, L)),
-        width_v(round_up_to(a.Dv, L)), partial(rows * (width_v + 2)),
+      : a(args), group(a.Hk ? a.Hq / a.Hk : 0), rows(group * a.Sq), width(round_up_to(a.D, E)),
+        width_v(round_up_to(a.Dv, E)), partial(rows * (width_v + 2)),
         heads(a.k.head < a.k.token ? a.Hk : 1), run_length(heads > 1 ? 16 : 64),
         ahead(heads > 1 ? run_length : 24) {}
 
@@ -170,38 +171,54 @@ struct Decode {
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t h = at.head * group + row / a.Sq, i = row % a.Sq;
       const T* q = (const T*)a.q.data + at.t.b * a.q.batch + h * a.q.head + i * a.q.token;
-      for (int64_t d = 0; d < a.D; d += L)
-        store(at.queries + row * width + d, load(q + d, a.D - d));
+      for (int64_t d = 0; d < a.D; d += E) {
+        V x[N];
+        load_block(q + d, a.D - d, x);
+        for (int n = 0; n < N; ++n) store(at.queries + row * width + d + n * L, x[n]);
+      }
     }
   }
 
-  // scores (ROWS, CHUNK) of n keys: L sums at once, then one transposition for their lanes.
+  // scores (ROWS, CHUNK) of n keys, L sums at once.
   template <int ROWS>
   void score(const A* q, const T* k, int64_t stride, int64_t n, A* scores) const {
     constexpr int KEYS = L / ROWS;
-    const int64_t whole = a.D / L * L;
+    const int64_t whole = a.D / E * E;
     for (int64_t j = 0; j < n; j += KEYS) {
       V sums[L];
 #pragma GCC unroll 16
       for (int i = 0; i < L; ++i) sums[i] = V{}; // an initialiser would be a call to memory
-      const T* key[KEYS];
-      for (int i = 0; i < KEYS; ++i) key[i] = k + least(j + i, n - 1) * stride;
-      for (int i = 0; i < KEYS; ++i) fetch(k + (j + i + ahead) * stride, a.D);
+      const T* const first = k + j * stride;
+      // Of keys past the last, whose scores nobody takes, the last is read.
+      const int64_t last = (n - j - 1) * stride;
+      for (int i = 0; i < KEYS; ++i) fetch(first + (i + ahead) * stride, a.D);
       auto step = [&](int64_t d, int64_t left) __attribute__((always_inline)) {
+        V query[ROWS][N];
+#pragma GCC unroll 4
+        for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 2
+          for (int m = 0; m < N; ++m) query[r][m] = load(q + r * width + d + m * L);
 #pragma GCC unroll 16
         for (int i = 0; i < KEYS; ++i) {
-          const V x = left >= L ? load(key[i] + d) : load(key[i] + d, left);
+          V x[N];
+          const T* const key = first + least(i * stride, last) + d;
+          left >= E ? load_block(key, x) : load_block(key, left, x);
 #pragma GCC unroll 4
-          for (int r = 0; r < ROWS; ++r) sums[r * KEYS + i] += x * load(q + r * width + d);
+          for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 2
+            for (int m = 0; m < N; ++m) sums[r * KEYS + i] += x[m] * query[r][m];
         }
       };
-      for (int64_t d = 0; d < whole; d += L) step(d, L);
+      for (int64_t d = 0; d < whole; d += E) step(d, E);
       if (whole < a.D) step(whole, a.D - whole);
-      transpose<A>(sums);
-      V total = sums[0];
-      for (int i = 1; i < L; ++i) total += sums[i];
+      A totals[L];
+      store(totals, sum_lanes<A>(sums));
+      const int64_t count = least(KEYS, n - j);
       for (int r = 0; r < ROWS; ++r)
-        for (int i = 0; i < KEYS && j + i < n; ++i) scores[r * CHUNK + j + i] = total[r * KEYS + i];
+        if (count == KEYS)
+          memcpy(scores + r * CHUNK + j, totals + r * KEYS, sizeof(A) * KEYS);
+        else
+          memcpy(scores + r * CHUNK + j, totals + r * KEYS, sizeof(A) * count);
     }
   }
 
@@ -251,33 +268,46 @@ struct Decode {
   // out (ROWS, width_v) += weights (ROWS, CHUNK) of n keys by their values.
   template <int ROWS>
   void sum_values(const A* weights, const T* v, int64_t stride, int64_t n, A* out) const {
-    constexpr int COLUMNS = 8 / ROWS;
     int64_t d = 0;
-    for (; d + COLUMNS * L <= a.Dv; d += COLUMNS * L)
-      sum_columns<ROWS, COLUMNS>(weights, v + d, stride, n, COLUMNS * L, out + d);
-    for (; d < a.Dv; d += L) sum_columns<ROWS, 1>(weights, v + d, stride, n, a.Dv - d, out + d);
+    d = sum_blocks<ROWS, 8 / ROWS / N>(weights, v, stride, n, d, out);
+    d = sum_blocks<ROWS, 4 / ROWS / N>(weights, v, stride, n, d, out);
+    d = sum_blocks<ROWS, 1>(weights, v, stride, n, d, out);
+    if (d < a.Dv) sum_part<ROWS, 1>(weights, v + d, stride, n, a.Dv - d, out + d);
+  }
+  // As many blocks as fit, COLUMNS at a time, from d on. Returns where it ended.
+  template <int ROWS, int COLUMNS>
+  int64_t sum_blocks(const A* weights, const T* v, int64_t stride, int64_t n, int64_t d,
+                     A* out) const {
+    if constexpr (COLUMNS > 0)
+      for (; d + COLUMNS * E <= a.Dv; d += COLUMNS * E)
+        sum_part<ROWS, COLUMNS>(weights, v + d, stride, n, COLUMNS * E, out + d);
+    return d;
   }
   template <int ROWS, int COLUMNS>
-  void sum_columns(const A* weights, const T* v, int64_t stride, int64_t n, int64_t left,
-                   A* out) const {
-    V sums[ROWS][COLUMNS];
+  void sum_part(const A* weights, const T* v, int64_t stride, int64_t n, int64_t left,
+                A* out) const {
+    V sums[ROWS][COLUMNS * N];
 #pragma GCC unroll 4
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 8
-      for (int c = 0; c < COLUMNS; ++c) sums[r][c] = load(out + r * width_v + c * L);
+      for (int c = 0; c < COLUMNS * N; ++c) sums[r][c] = load(out + r * width_v + c * L);
     for (int64_t j = 0; j < n; ++j) {
-      fetch(v + (j + ahead) * stride, COLUMNS * L);
+      fetch(v + (j + ahead) * stride, COLUMNS * E);
 #pragma GCC unroll 8
       for (int c = 0; c < COLUMNS; ++c) {
-        const V x = COLUMNS > 1 ? load(v + j * stride + c * L) : load(v + j * stride, left);
+        V x[N];
+        const T* const value = v + j * stride + c * E;
+        COLUMNS > 1 ? load_block(value, x) : load_block(value, left, x);
 #pragma GCC unroll 4
-        for (int r = 0; r < ROWS; ++r) sums[r][c] += x * weights[r * CHUNK + j];
+        for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 2
+          for (int m = 0; m < N; ++m) sums[r][c * N + m] += x[m] * weights[r * CHUNK + j];
       }
     }
 #pragma GCC unroll 4
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 8
-      for (int c = 0; c < COLUMNS; ++c) store(out + r * width_v + c * L, sums[r][c]);
+      for (int c = 0; c < COLUMNS * N; ++c) store(out + r * width_v + c * L, sums[r][c]);
   }
 
   // One row of the result, from the chunks in order. The first chunk's part is the sum's place.
@@ -298,8 +328,11 @@ struct Decode {
     }
     const int64_t h = head * group + row / a.Sq, i = row % a.Sq;
     T* out = (T*)a.out.data + b * a.out.batch + h * a.out.head + i * a.out.token;
-    for (int64_t d = 0; d < a.Dv; d += L)
-      store(out + d, total == 0 ? V{} : load(first + d) * (1 / total), a.Dv - d);
+    for (int64_t d = 0; d < a.Dv; d += E) {
+      V x[N];
+      for (int n = 0; n < N; ++n) x[n] = total == 0 ? V{} : load(first + d + n * L) * (1 / total);
+      store_block(out + d, a.Dv - d, x);
+    }
     ((A*)a.lse)[(b * a.Hq + h) * a.Sq + i] =
         total == 0 ? (A)-__builtin_inf()
                    : maximum / exponent_unit(A()) + (A)__builtin_log((double)total);

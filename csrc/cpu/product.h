@@ -221,10 +221,8 @@ static Vec<typename F::A> dots(const X* x, const typename F::Storage* w, int64_t
     const Vec<A> v = load(x + k, k_size - k);
     for (int i = 0; i < L; ++i) sums[i] += v * load(rows[i] + k, k_size - k);
   }
-  transpose<A>(sums);
-  for (int width = L / 2; width; width /= 2)
-    for (int i = 0; i < width; ++i) sums[i] += sums[i + width];
-  return columns < L ? sums[0] * ones_upto<A>(columns) : sums[0];
+  const Vec<A> total = sum_lanes<A>(sums);
+  return columns < L ? total * ones_upto<A>(columns) : total;
 }
 
 // Packs vector n of a panel from `columns` rows of w (outputs, k): the transpose of a strip.

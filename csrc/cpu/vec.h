@@ -113,7 +113,14 @@ FASTSEQ_INLINE void store(bf16* p, Vec<float> v) {
   memcpy(p, &half, sizeof half);
 }
 
-#if defined(__F16C__)
+#if defined(__AVX512F__) && FASTSEQ_VECTOR_BYTES == 64
+FASTSEQ_INLINE Vec<float> load(const f16* p) {
+  return (Vec<float>)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+}
+FASTSEQ_INLINE void store(f16* p, Vec<float> v) {
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, 0));
+}
+#elif defined(__F16C__)
 FASTSEQ_INLINE Vec<float> load(const f16* p) {
   float wide[lanes<float>];
   for (int i = 0; i < lanes<float>; i += 8)
@@ -191,6 +198,83 @@ FASTSEQ_INLINE void store(T* p, Vec<Acc<T>> v, int64_t n) {
   T part[L];
   store(part, v);
   for (int i = 0; i < n; ++i) p[i] = part[i];
+}
+
+// A block is what one load of memory-bound work widens to: a vector, or, of bfloat16, two, its even
+// and its odd elements, which take an instruction each where elements in order take two.
+template <class T>
+constexpr int block_vectors = 1;
+template <>
+constexpr int block_vectors<bf16> = 2;
+template <class T>
+constexpr int block_elements = block_vectors<T> * lanes<Acc<T>>;
+
+template <class T>
+FASTSEQ_INLINE void load_block(const T* p, Vec<Acc<T>> (&v)[1]) {
+  v[0] = load(p);
+}
+FASTSEQ_INLINE void load_block(const bf16* p, Vec<float> (&v)[2]) {
+  U32 words;
+  memcpy(&words, p, sizeof words);
+  v[0] = (Vec<float>)(words << 16);
+  v[1] = (Vec<float>)(words & 0xffff0000u);
+}
+template <class T>
+FASTSEQ_INLINE void store_block(T* p, const Vec<Acc<T>> (&v)[1]) {
+  store(p, v[0]);
+}
+FASTSEQ_INLINE void store_block(bf16* p, const Vec<float> (&v)[2]) {
+  bf16 even[lanes<float>], odd[lanes<float>];
+  store(even, v[0]);
+  store(odd, v[1]);
+  for (int i = 0; i < lanes<float>; ++i) p[2 * i] = even[i], p[2 * i + 1] = odd[i];
+}
+// The first n elements only; the others are zero. n may exceed a block.
+template <class T, int N>
+FASTSEQ_INLINE void load_block(const T* p, int64_t n, Vec<Acc<T>> (&v)[N]) {
+  if (__builtin_expect(n >= block_elements<T>, 1)) return load_block(p, v);
+  T part[block_elements<T>] = {};
+  for (int i = 0; i < n; ++i) part[i] = p[i];
+  load_block(part, v);
+}
+template <class T, int N>
+FASTSEQ_INLINE void store_block(T* p, int64_t n, const Vec<Acc<T>> (&v)[N]) {
+  if (__builtin_expect(n >= block_elements<T>, 1)) return store_block(p, v);
+  T part[block_elements<T>];
+  store_block(part, v);
+  for (int i = 0; i < n; ++i) p[i] = part[i];
+}
+
+// Lanes of two vectors a and b (those of b count from L on): of a where S is not in a lane's index,
+// of b where it is; `other` are the same vectors' lanes with S turned over. Tables, since GCC
+// builds such indices at run time.
+template <class A, int S>
+struct Folding {
+  static constexpr int L = lanes<A>;
+  decltype(Ints<A>{}[0] + 0) own[L] = {}, other[L] = {};
+  constexpr Folding() {
+    for (int j = 0; j < L; ++j) {
+      own[j] = j & S ? L + j : j;
+      other[j] = own[j] ^ S;
+    }
+  }
+};
+template <class A, int S>
+FASTSEQ_INLINE void fold_lanes(Vec<A> (&m)[lanes<A>]) {
+  static constexpr Folding<A, S> table;
+  Ints<A> own, other;
+  memcpy(&own, table.own, sizeof own);
+  memcpy(&other, table.other, sizeof other);
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes<A>; i += 2 * S)
+    m[i] = __builtin_shuffle(m[i], m[i + S], own) + __builtin_shuffle(m[i], m[i + S], other);
+  if constexpr (2 * S < lanes<A>) fold_lanes<A, 2 * S>(m);
+}
+// Lane j: the sum of the lanes of m[j].
+template <class A>
+FASTSEQ_INLINE Vec<A> sum_lanes(Vec<A> (&m)[lanes<A>]) {
+  fold_lanes<A, 1>(m);
+  return m[0];
 }
 
 // The value that storing as T and loading again gives.

@@ -1,29 +1,49 @@
 """Matrix products of whole sequences, through torch's library in the fastest type the device has.
 
 A CPU without 16-bit arithmetic multiplies bfloat16 and float16 a hundred times slower than float32
-in torch; there the product runs in float32 and is rounded once at the end: more exact too. It goes
-in blocks, so that what is widened stays small.
+in torch, and some that have AVX-512's bfloat16 pairs take twice as long for them as for floats;
+there the product runs in float32 and is rounded once at the end: more exact too. It goes in blocks,
+so that what is widened stays small.
 """
 
-import functools
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import _extension
+
 _BLOCK = 512  # rows (or terms of a sum) that are widened at once
+_MANY = 128  # rows that pay for a weight's widening, where the narrow product is only half as fast
 
 
-@functools.cache
-def _slow_on_cpu(dtype: torch.dtype) -> bool:
-    if dtype == torch.bfloat16:
-        return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return dtype == torch.float16 and not torch.ops.mkldnn._is_mkldnn_fp16_supported()
+def _rows_to_widen() -> dict[torch.dtype, float]:
+    """From how many rows on a product on the CPU is quicker in float32."""
+    rows = {torch.bfloat16: math.inf, torch.float16: math.inf}
+    if not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        rows[torch.float16] = 0
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        rows[torch.bfloat16] = 0
+    elif not (torch.cpu._is_amx_tile_supported() or _extension.pairs_are_quick()):
+        rows[torch.bfloat16] = _MANY
+    return rows
+
+
+_ROWS = _rows_to_widen()
+
+
+def _widens(x: Tensor, dtype: torch.dtype) -> bool:
+    if x.device.type != "cpu" or dtype not in _ROWS:
+        return False
+    if torch.compiler.is_compiling():  # for any number of rows
+        return _ROWS[dtype] < math.inf
+    return x.shape[:-1].numel() >= _ROWS[dtype]
 
 
 def widens(x: Tensor) -> bool:
-    """Whether products of ``x`` are computed in float32 although ``x`` is narrower."""
-    return x.dtype.itemsize == 2 and x.device.type == "cpu" and _slow_on_cpu(x.dtype)
+    """Whether products of the rows of ``x`` are computed in float32 although ``x`` is narrower."""
+    return _widens(x, x.dtype)
 
 
 def mm(a: Tensor, b: Tensor) -> Tensor:
@@ -45,11 +65,15 @@ def mm(a: Tensor, b: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x·weightᵀ + bias in the dtype of ``x``; differentiable."""
-    if widens(x):
+    """x·weightᵀ + bias in the dtype of ``x``, or autocast's; differentiable."""
+    dtype = x.dtype
+    if dtype != torch.float64 and torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+    if not _widens(x, dtype):
+        return F.linear(x, weight, bias)
+    with torch.autocast("cpu", enabled=False):
         wide = None if bias is None else bias.float()
-        return F.linear(x.float(), weight.float(), wide).to(x.dtype)
-    return F.linear(x, weight, bias)
+        return F.linear(x.float(), weight.float(), wide).to(dtype)
 
 
 def linear_into(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..reference import rnn as reference
-from .rnn_layer import LN_EPS, backward, forward, input_bias, recurrent_mask, scan_bias, split_ln
+from .rnn_layer import LN_EPS, backward, forward, recurrent_mask, split_biases, split_ln
 from .traced import is_traced, plain_autograd_only
 from .vmap import loop_over, vmap_layer
 
@@ -143,15 +143,15 @@ def _differentiable_layer(
     """The layer in plain differentiable PyTorch, for second derivatives."""
     ln_input, ln_gates, ln_cell = split_ln(ln, mode, len(w_ih))
     number = 0 if seed is None else int(seed)
+    bias, scan_bias = split_biases(mode, b_ih, b_hh)
     projections = []
     for d, weight in enumerate(w_ih):
-        bias = input_bias(mode, b_ih, b_hh, d)
-        gx = F.linear(input, weight, None if ln_input else bias)
+        gx = F.linear(input, weight, None if ln_input else bias[d])
         if ln_input:
-            gx = F.layer_norm(gx, gx.shape[1:], ln_input[d], bias, LN_EPS)
+            gx = F.layer_norm(gx, gx.shape[1:], ln_input[d], bias[d], LN_EPS)
         projections.append(gx.unflatten(1, (reference.GATES[mode], -1)))
     output, h_n, c_n, *_ = reference.scan(
-        torch.stack(projections, 1), batch_sizes, h0, c0, w_hh, scan_bias(mode, b_hh), w_hr,
+        torch.stack(projections, 1), batch_sizes, h0, c0, w_hh, scan_bias, w_hr,
         ln_gates, ln_cell, recurrent_mask(h0.detach(), number, recurrent_dropout, training),
         mode=mode, ln_eps=LN_EPS, zoneout=zoneout, seed=number, training=training,
     )  # fmt: skip

@@ -29,25 +29,29 @@ def split_ln(
     return [p[0] for p in of], [p[1] for p in of], cell
 
 
-def input_bias(mode: str, b_ih: list[Tensor], b_hh: list[Tensor], d: int) -> Tensor | None:
-    """The bias of the input projection; only GRU needs the recurrent one apart, in r·(…)."""
-    if not b_ih:
-        return None
-    return b_ih[d] if mode == "GRU" else b_ih[d] + b_hh[d]
+def split_biases(
+    mode: str, b_ih: list[Tensor], b_hh: list[Tensor], in_scan: bool = False
+) -> tuple[list[Tensor] | list[None], list[Tensor]]:
+    """What each direction adds to its input projection, and in its scan.
+
+    Only GRU needs the recurrent bias apart, in r·(…); else both go to the projection or the scan.
+    """
+    if not b_ih or mode == "GRU":
+        return b_ih or [None, None], b_hh
+    sums = [a + b for a, b in zip(b_ih, b_hh)]
+    return ([None, None], sums) if in_scan else (sums, [])
 
 
 def _project(
     mode: str,
     input: Tensor,
     w_ih: list[Tensor],
-    b_ih: list[Tensor],
-    b_hh: list[Tensor],
+    bias: list[Tensor] | list[None],
     ln_input: list[Tensor],
 ) -> Tensor:
     """Input side of the gates, (N, D, G, H)."""
     directions, width, gates = len(w_ih), w_ih[0].shape[0], reference.GATES[mode]
     shape = (input.shape[0], directions, gates, width // gates)
-    bias = [input_bias(mode, b_ih, b_hh, d) for d in range(directions)]
     if directions == 1 and not ln_input and not widens(input):
         return linear(input, w_ih[0], bias[0]).view(shape)
     gx = input.new_empty(input.shape[0], directions, width)
@@ -58,10 +62,6 @@ def _project(
         else:
             linear_into(gx[:, d], input, w_ih[d], bias[d])
     return gx.view(shape)
-
-
-def scan_bias(mode: str, b_hh: list[Tensor]) -> list[Tensor]:
-    return b_hh if mode == "GRU" else []
 
 
 def recurrent_mask(h0: Tensor, seed: int, probability: float, training: bool) -> Tensor | None:
@@ -89,9 +89,12 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     ln_input, ln_gates, ln_cell = split_ln(ln, mode, len(w_ih))
     number = 0 if seed is None else int(seed)
-    gates = _project(mode, input, w_ih, b_ih, b_hh, ln_input)
+    # A CPU's library adds a bias in a pass of its own; the scan has the gates at hand anyhow.
+    in_scan = input.device.type == "cpu" and not ln
+    bias, scan_bias = split_biases(mode, b_ih, b_hh, in_scan)
+    gates = _project(mode, input, w_ih, bias, ln_input)
     output, h_n, c_n, cells, hn = scan(
-        gates, batch_sizes, h0, c0, w_hh, scan_bias(mode, b_hh), w_hr, ln_gates, ln_cell,
+        gates, batch_sizes, h0, c0, w_hh, scan_bias, w_hr, ln_gates, ln_cell,
         recurrent_mask(h0, number, recurrent_dropout, training),
         mode=mode, ln_eps=LN_EPS, zoneout=zoneout, seed=number, training=training, save=save,
     )  # fmt: skip
@@ -190,8 +193,9 @@ def backward(
         for d in range(directions):
             linear_into(u_raw[:, d].flatten(1), fed[:, d], w_hh[d], None)
     if rebuild:
-        gates = _project(mode, input, w_ih, b_ih, b_hh, ln_input)
-        hn = _recompute_gates(mode, gates, fed, u_raw, w_hh, ln_gates, scan_bias(mode, b_hh))
+        bias, scan_bias = split_biases(mode, b_ih, b_hh)
+        gates = _project(mode, input, w_ih, bias, ln_input)
+        hn = _recompute_gates(mode, gates, fed, u_raw, w_hh, ln_gates, scan_bias)
 
     grad_gx, grad_u, grad_proj, grad_ln_cell, grad_h0, grad_c0 = scan_backward(
         torch.zeros_like(output) if grad_output is None else grad_output.contiguous(),

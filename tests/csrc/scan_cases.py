@@ -61,7 +61,7 @@ class Case:
             "h0": random(self.directions, self.batch, width),
             "c0": random(self.directions, self.batch, self.hidden) if lstm else None,
             "w_hh": [random(gates * self.hidden, width, scale=scale) for _ in each],
-            "b_hh": [random(3 * self.hidden) for _ in each] if self.mode == "GRU" else [],
+            "b_hh": [random(gates * self.hidden) for _ in each],
             "w_hr": [random(width, self.hidden, scale=scale) for _ in each]
             if self.projected
             else [],
