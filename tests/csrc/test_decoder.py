@@ -52,7 +52,7 @@ def test_nan_stays_in_its_row() -> None:
         assert ((ids >= 0) & (ids < len(case.words))).all()
 
 
-CASES = "decoder_cases", "cases()"
+CASES = "decoder_cases", "cases()[::2]"
 
 
 @pytest.mark.parametrize("name", instruction_sets.usable())
