@@ -123,7 +123,7 @@ class FastDecoder:
             raise TypeError("a Transformer begins with source and source_lengths")
         encoded, rows = self.model.encode(source, source_lengths)
         layers: Any = self.model.decoder.layers
-        memory = [layer.cross_attention.kv(encoded) for layer in layers]
+        memory = [layer.cross_attention.kv(encoded).float() for layer in layers]
         spans = torch.stack([rows.bounds[:-1], rows.bounds.diff()], 1)
         return FastState(self._shape(), len(source), max_length, memory, spans)
 

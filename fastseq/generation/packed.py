@@ -63,7 +63,9 @@ _known: weakref.WeakKeyDictionary[Any, dict[torch.dtype, tuple[tuple, PackedWeig
 
 def packed_weights(model: Any, weights: torch.dtype) -> PackedWeights:
     """The model's packed weights, packed again only where parameters have changed since."""
-    version = tuple((p.data_ptr(), p._version) for p in model.parameters())
+    version = tuple(
+        (p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters()
+    )
     of_model = _known.setdefault(model, {})
     if weights not in of_model or of_model[weights][0] != version:
         of_model[weights] = version, PackedWeights.of(model, weights)

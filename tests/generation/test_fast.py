@@ -136,6 +136,20 @@ def test_packs_again_only_what_changed() -> None:
     assert not torch.equal(second.step(tokens, begin(second)), first.step(tokens, begin(first)))
 
 
+def test_modes_of_torch() -> None:
+    """Inside of inference mode and autocast, and with a model that was made there."""
+    plain = generate(transformer(), SOURCE, LENGTHS, max_new_tokens=5)
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        model = transformer()
+        inside = generate(model, SOURCE, LENGTHS, max_new_tokens=5)
+    assert generate(model, SOURCE, LENGTHS, max_new_tokens=5) == inside == plain
+    with torch.autocast("cpu", torch.bfloat16):  # the encoder's part
+        near = generate(model, SOURCE, LENGTHS, max_new_tokens=1)
+    for found, expected in zip(near, generate(model, SOURCE, LENGTHS, max_new_tokens=1)):
+        assert found[0].score == pytest.approx(expected[0].score, abs=0.5)
+
+
 def test_best_of_the_whole_vocabulary() -> None:
     model = scattered(GPT(GPTConfig(**{**SIZES, "vocab_size": 150}, num_layers=1)))
     decoder, tokens = FastDecoder(model), torch.tensor([[5], [6]])
