@@ -43,8 +43,7 @@ struct Build {
     for (int run = 0; run < 8; ++run) {                                                            \
       __m512 c[12] = {};                                                                           \
       const auto start = std::chrono::steady_clock::now();                                         \
-      for (int i = 0; i < 200; ++i)                                                                \
-        _Pragma("GCC unroll 12") for (auto& x : c) {                                               \
+      for (int i = 0; i < 200; ++i) _Pragma("GCC unroll 12") for (auto& x : c) {                   \
           x = instruction;                                                                         \
           asm volatile("" : "+v"(x));                                                              \
         }                                                                                          \
@@ -94,8 +93,11 @@ Kernels choose() {
   if (!wanted || !*wanted) {
     Kernels best;
     for (const auto& build : builds()) {
-      if (build.kernels.name == "avx512_bf16" && build.usable && !pairs_are_quick()) continue;
-      if (build.usable) best = build.kernels;
+      if (!build.usable) continue;
+      if (build.kernels.name == "avx512_bf16" && !pairs_are_quick())
+        best.decoder = build.kernels.decoder; // for its products of int8, which always are
+      else
+        best = build.kernels;
     }
     return best;
   }
@@ -134,8 +136,8 @@ bool pairs_are_quick() {
 #ifdef FASTSEQ_HAVE_X86
   // Some processors take one such instruction a cycle, which is twice the products; others one in
   // two cycles, which is half.
-  static const bool quick = !__builtin_cpu_supports("avx512bf16") ||
-                            pairs_seconds() < 1.6 * floats_seconds();
+  static const bool quick =
+      !__builtin_cpu_supports("avx512bf16") || pairs_seconds() < 1.6 * floats_seconds();
   return quick;
 #else
   return true;

@@ -197,7 +197,7 @@ private:
     x = memory.take<float>(M * a.d);
     projected = memory.take<float>(M * most(3 * a.d, a.ffn));
     attended = memory.take<float>(M * a.d);
-    operand.stride = padded_stride<float>((inner + F::PER_WORD - 1) / F::PER_WORD);
+    operand.stride = padded_stride<float>(F::PER_WORD == 4 ? (inner + 3) / 4 : inner + 1);
     operand.words = memory.take<float>(M * operand.stride);
     operand.scales = memory.take<float>(M);
     rooms = memory.take<float>(a.threads * room_size());
@@ -219,23 +219,18 @@ void decoder(const DecoderArgs& args) {
 
 } // namespace
 
-// bfloat16 and int8 have instructions of their own in a set that adds to another.
+// A set that adds instructions to another adds none for float32 and bfloat16.
 #if defined(FASTSEQ_BASE)
 extern "C" void FASTSEQ_NAME(fastseq_decoder_, FASTSEQ_BASE)(const fastseq::DecoderArgs*);
 #endif
 extern "C" void FASTSEQ_NAME(fastseq_decoder_, FASTSEQ_ISA)(const fastseq::DecoderArgs* args) {
-  switch (args->weights) {
-  case fastseq::WEIGHTS_F32:
+  if (args->weights == fastseq::WEIGHTS_INT8) return decoder<Int8Format>(*args);
 #if defined(FASTSEQ_BASE)
-    return FASTSEQ_NAME(fastseq_decoder_, FASTSEQ_BASE)(args);
+  FASTSEQ_NAME(fastseq_decoder_, FASTSEQ_BASE)(args);
 #else
-    return decoder<FloatFormat>(*args);
+  if (args->weights == fastseq::WEIGHTS_BF16) return decoder<BfloatFormat>(*args);
+  decoder<FloatFormat>(*args);
 #endif
-  case fastseq::WEIGHTS_BF16:
-    return decoder<BfloatFormat>(*args);
-  case fastseq::WEIGHTS_INT8:
-    return decoder<Int8Format>(*args);
-  }
 }
 
 // Outputs of a panel, for whoever packs weights.

@@ -32,10 +32,7 @@ FASTSEQ_INLINE void attend(const float* q, int64_t D, int64_t n, float scale, co
       const V x = load(q + whole, D - whole);
       for (int i = 0; i < L; ++i) sums[i] += x * load(k[i] + whole, D - whole);
     }
-    transpose<float>(sums); // lanes are keys now
-    V score = sums[0];
-    for (int i = 1; i < L; ++i) score += sums[i];
-    score *= scale * exponent_unit(float());
+    const V score = sum_lanes<float>(sums) * (scale * exponent_unit(float())); // a lane a key
     store(weights + j, score);
     most = larger(most, score); // the last key, repeated, changes nothing
   }

@@ -33,15 +33,14 @@ struct FloatFormat : Format<float> {
   static FASTSEQ_INLINE_MEMBER V value(V sum, const Packed&, int64_t, float) { return sum; }
 };
 
-struct BfloatFormat : BfloatPairs {
+// Two bfloat16 weights a word, which become float32 on their way to the product: processors that
+// multiply bfloat16 pairs do it at half the rate, and only memory's traffic counts here.
+struct BfloatFormat : FloatFormat {
+  static constexpr int PER_WORD = 2;
   static FASTSEQ_INLINE_MEMBER void put(const Operand& to, int64_t row, const float* x, int64_t n) {
-    bf16* const out = (bf16*)(to.words + row * to.stride);
-    int64_t i = 0;
-    for (; i + L <= n; i += L) store(out + i, load(x + i));
-    if (i < n) store(out + i, load(x + i, n - i), n - i);
-    if (n % 2) out[n].bits = 0;
+    FloatFormat::put(to, row, x, n);
+    to.words[row * to.stride + n] = 0; // what may come with the last input
   }
-  static FASTSEQ_INLINE_MEMBER V value(V sum, const Packed&, int64_t, float) { return sum; }
 };
 
 // Four int8 a word. Inputs are scaled row by row to -127 … 127, weights output by output; sums are
@@ -110,6 +109,11 @@ struct Int8Format {
   }
 };
 
+template <int N>
+struct Rows {
+  static constexpr int value = N;
+};
+
 // One tile of rows by a whole panel, a little at a time, while what comes next is fetched.
 template <class F, int ROWS>
 FASTSEQ_INLINE void few_rows(const Operand& x, int64_t row, const float* panel, int64_t K,
@@ -124,10 +128,42 @@ FASTSEQ_INLINE void few_rows(const Operand& x, int64_t row, const float* panel, 
   }
 }
 
+// The same for any rows by a panel of bfloat16, which is widened a little at a time.
+static void wide_rows(const Operand& x, int64_t first, int64_t rows, const float* panel, int64_t K,
+                      float* sums) {
+  constexpr int64_t STEP = 32, AHEAD = 4096 / (int64_t)sizeof(float);
+  constexpr int R = tile_rows(NACC);
+  alignas(64) float wide[2 * STEP * COLUMNS];
+  for (int64_t k = 0; k < K; k += STEP) {
+    const int64_t count = least(STEP, K - k);
+    for (int64_t i = 0; i < count; ++i)
+      for (int n = 0; n < NACC; ++n) {
+        const float* pairs = panel + (k + i) * COLUMNS + n * L;
+        __builtin_prefetch(pairs + AHEAD, 0, 2);
+        V both[2];
+        load_block((const bf16*)pairs, both);
+        for (int j = 0; j < 2; ++j) store(wide + (2 * i + j) * COLUMNS + n * L, both[j]);
+      }
+    const float* inputs = x.words + first * x.stride + 2 * k;
+    int64_t r = 0;
+    const auto next = [&](auto size) __attribute__((always_inline)) {
+      constexpr int ROWS = decltype(size)::value;
+      for (; rows - r >= ROWS; r += ROWS)
+        tile<FloatFormat, ROWS, NACC, 1>(inputs + r * x.stride, x.stride, wide, 0, 2 * count,
+                                         sums + r * COLUMNS, 0, k > 0);
+    };
+    next(Rows<R>());
+    if (R > 4) next(Rows<4>());
+    next(Rows<2>());
+    next(Rows<1>());
+  }
+}
+
 // sums (count, COLUMNS) of the rows from `first` on by a panel of K words.
 template <class F>
 static void sum_panel(const Operand& x, int64_t first, int64_t count, const float* panel, int64_t K,
                       float* sums) {
+  if constexpr (F::PER_WORD == 2) return wide_rows(x, first, count, panel, K, sums);
   if (count == 1) return few_rows<F, 1>(x, first, panel, K, sums);
   if (count == 2) return few_rows<F, 2>(x, first, panel, K, sums);
   if constexpr (tile_rows(NACC) >= 4)

@@ -26,8 +26,9 @@ struct Format {
   }
 };
 
-// A word of two adjacent bfloat16 numbers.
-struct BfloatPairs {
+#if defined(FASTSEQ_BF16_DOT)
+template <>
+struct Format<bf16> {
   typedef bf16 Storage;
   typedef float A;
   typedef bf16 Exchange;
@@ -58,9 +59,6 @@ struct BfloatPairs {
     return (Vec<float>)bits;
   }
 };
-#if defined(FASTSEQ_BF16_DOT)
-template <>
-struct Format<bf16> : BfloatPairs {};
 #endif
 
 template <class F>

@@ -44,6 +44,11 @@ class Pool:
         if self.rows.attention is not None and rows.attention is not None:
             self.rows.attention = merge(self.rows.attention, rows.attention)
 
+    def closed(self, attainable: Tensor) -> Tensor:
+        """(n,) sentences that nothing can enter any more that would score ``attainable`` (n,)."""
+        worst = self.scores[:, -1]
+        return ((worst > -torch.inf) & (worst >= attainable)) | (attainable == -torch.inf)
+
     def select(self, sentences: Tensor) -> "Pool":
         n, beam = self.scores.shape
         places = torch.arange(n * beam, device=sentences.device).view(n, beam)[sentences].flatten()
@@ -89,22 +94,22 @@ def search_beams(
         last = length >= limit  # (n, 1)
         ends |= last
         factor = length_factor((length - given).clamp(min=1), penalty)
-        finished = decoding.rows.select(parents[:, :beam].flatten())
-        finished.tokens[:, decoding.length] = tokens[:, :beam].flatten()
-        pool.add(torch.where(ends[:, :beam], best[:, :beam] / factor, -torch.inf), length, finished)
-
-        width = min(beam, best.shape[1] - width)  # at most one continuation of a beam ends it
-        scores, going = torch.where(ends, -torch.inf, best).topk(width)
-        attainable = scores[:, :1] / factor
-        worst = pool.scores[:, -1:]
-        full = (worst > -torch.inf) & (worst >= attainable)
-        done = (last | full | (attainable == -torch.inf))[:, 0]
-        left = (~done).nonzero()[:, 0]  # the step's one wait for the device
-        parents, tokens = parents.gather(1, going), tokens.gather(1, going)
-        if len(left) < n:
+        going_on = min(beam, best.shape[1] - width)  # at most one continuation of a beam ends it
+        scores, going = torch.where(ends, -torch.inf, best).topk(going_on)
+        attainable = scores[:, 0] / factor[:, 0]
+        parents_going, tokens_going = parents.gather(1, going), tokens.gather(1, going)
+        # Most steps end neither a hypothesis nor a sentence; they wait for the device only here.
+        if (ends[:, :beam].any() | pool.closed(attainable).any()).item():
+            finished = decoding.rows.select(parents[:, :beam].flatten())
+            finished.tokens[:, decoding.length] = tokens[:, :beam].flatten()
+            ending = torch.where(ends, best, -torch.inf)[:, :beam] / factor
+            pool.add(ending, length, finished)
+            done = last[:, 0] | pool.closed(attainable)
+            left = (~done).nonzero()[:, 0]
             results += pool.select(done.nonzero()[:, 0]).results(decoding.eos_id)
-            pool, n = pool.select(left), len(left)
-            scores, parents, tokens = scores[left], parents[left], tokens[left]
-        decoding.select(parents.flatten())
-        decoding.append(tokens.flatten())
+            pool, n, scores = pool.select(left), len(left), scores[left]
+            parents_going, tokens_going = parents_going[left], tokens_going[left]
+        width = going_on
+        decoding.select(parents_going.flatten())
+        decoding.append(tokens_going.flatten())
     return results

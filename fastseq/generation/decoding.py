@@ -134,6 +134,6 @@ def forbid_repeats(scores: Tensor, tokens: Tensor, n: int) -> None:
     scores.scatter_add_(1, grams[..., -1], torch.where(seen, -torch.inf, 0.0).to(scores.dtype))
 
 
-def length_factor(generated: Tensor | int, penalty: float) -> Tensor | float:
+def length_factor(generated: Tensor, penalty: float) -> Tensor:
     """GNMT's ((5 + |Y|) / 6)^penalty for |Y| generated tokens."""
     return ((5 + generated) / 6) ** penalty

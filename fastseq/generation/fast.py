@@ -68,8 +68,8 @@ class FastDecoder:
         model: a ``Transformer`` or ``GPT`` of float32 on the CPU. Later changes of its decoder do
             not show; its encoder is used as it is.
         weights: what the decoder's matrices are kept in: torch.float32, torch.bfloat16, or
-            torch.int8 with one scale for each output. Inputs of products are rounded to the same;
-            sums, norms, attention and the cache are float32.
+            torch.int8 with a scale for each output. With int8 the inputs of products are rounded to
+            int8 too, row by row. All else is float32.
 
     Raises:
         TypeError, ValueError: the model or ``weights`` is none of these.
@@ -123,7 +123,7 @@ class FastDecoder:
             raise TypeError("a Transformer begins with source and source_lengths")
         encoded, rows = self.model.encode(source, source_lengths)
         layers: Any = self.model.decoder.layers
-        memory = [layer.cross_attention.kv(encoded) for layer in layers]
+        memory = [layer.cross_attention.kv(encoded).float() for layer in layers]
         spans = torch.stack([rows.bounds[:-1], rows.bounds.diff()], 1)
         return FastState(self._shape(), len(source), max_length, memory, spans)
 

@@ -63,11 +63,24 @@ _known: weakref.WeakKeyDictionary[Any, dict[torch.dtype, tuple[tuple, PackedWeig
 
 def packed_weights(model: Any, weights: torch.dtype) -> PackedWeights:
     """The model's packed weights, packed again only where parameters have changed since."""
-    version = tuple((p.data_ptr(), p._version) for p in model.parameters())
+    version = _state(model)
     of_model = _known.setdefault(model, {})
     if weights not in of_model or of_model[weights][0] != version:
         of_model[weights] = version, PackedWeights.of(model, weights)
     return of_model[weights][1]
+
+
+@torch.no_grad()
+def _state(model: Any) -> tuple:
+    """What changes when parameters do. Some optimizers, and ``.data``, pass by their versions."""
+    parameters = list(model.parameters())
+    samples = [
+        p.as_strided((min(p.numel(), 8),), (max(1, p.numel() // 8),))
+        for p in parameters
+        if p.is_contiguous()
+    ]
+    versions = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
+    return (*versions, *torch.cat(samples).tolist())
 
 
 def unsupported(model: Any) -> str | None:

@@ -71,7 +71,8 @@ def generate(
         need_attention: also return the attention weights of each token.
         weights: of a ``FastDecoder`` of this ``Transformer`` or ``GPT`` on the CPU: torch.float32,
             torch.bfloat16 or torch.int8. By default a model of float32 there gets one of float32,
-            unless another cache or attention weights are asked for.
+            unless another cache or attention weights are asked for. Packed weights are kept as long
+            as the model, and packed again when its parameters change.
 
     Returns:
         For each of the B sentences its hypotheses, best first: ``num_return``, or fewer where beam

@@ -1,4 +1,4 @@
-"""``Transformer`` and ``GPT`` as models of CTranslate2 (pip install ctranslate2).
+"""``Transformer`` and ``GPT`` as models of CTranslate2 (pip install fastseq[ctranslate2]).
 
 >>> from fastseq.integrations.ctranslate2 import convert
 >>> convert("out/best", "ct2", quantization="int8")
@@ -193,5 +193,7 @@ def _library() -> tuple[Any, Any]:
         import ctranslate2.converters
         import ctranslate2.specs
     except ImportError:
-        raise ImportError("converting needs CTranslate2: pip install ctranslate2") from None
+        raise ImportError(
+            "converting needs CTranslate2: pip install fastseq[ctranslate2]"
+        ) from None
     return ctranslate2.specs, ctranslate2.converters

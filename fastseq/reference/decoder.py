@@ -3,8 +3,8 @@
 A linear layer y = x·Wᵀ + b is packed: outputs in panels of C columns, and in a panel all columns
 for each word of inputs. A word is 1 float32, 2 bfloat16 or 4 int8: (panels, words, C[, 2 or 4]).
 Biases are (panels·C,); scales, for int8, (2, panels·C): the worth of a column's unit and the sum of
-its numbers. Inputs are rounded to bfloat16, or row by row to int8 (127 is the largest); sums are
-float32, or exact integers.
+its numbers. With int8, inputs are rounded row by row to int8 too (127 is the largest) and sums are
+exact; all else is float32.
 """
 
 import itertools
@@ -37,11 +37,8 @@ def product(x: Tensor, panels: Tensor, bias: Tensor, scales: Tensor | None) -> T
         panels = panels[..., None]
     weight = panels.transpose(1, 2).flatten(2).flatten(0, 1).float()  # (outputs, inputs)
     x = F.pad(x, (0, weight.shape[1] - x.shape[1]))
-    if panels.dtype == torch.float32:
+    if scales is None:
         return x @ weight.T + bias
-    if panels.dtype == torch.bfloat16:
-        return x.bfloat16().float() @ weight.T + bias
-    assert scales is not None
     most = x.abs().amax(1, keepdim=True)
     numbers = torch.round(x * (127 / most).nan_to_num(0, 0, 0))
     return (numbers.double() @ weight.double().T).float() * scales[0] * (most / 127) + bias

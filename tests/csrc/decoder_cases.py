@@ -97,7 +97,7 @@ class Case:
 
     def check(self) -> None:
         plan = self.steps()
-        tolerance = {torch.float32: 2e-5, torch.bfloat16: 5e-2, torch.int8: 1e-1}[self.weights]
+        tolerance = {torch.float32: 2e-5, torch.bfloat16: 2e-5, torch.int8: 1e-1}[self.weights]
         expected = self.run(reference.decoder_step, 0, plan)
         found = self.run(decoder_step, 0, plan)
         for (x, _), (y, _) in zip(found, expected):

@@ -1,7 +1,5 @@
 """The C++ attention kernels against plain PyTorch in float64."""
 
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +11,11 @@ from torch import Tensor
 from fastseq import _extension
 from fastseq.ops.attention import attention, attention_decode
 from fastseq.reference import attention as reference
+from tests.csrc import instruction_sets
 from tests.csrc.attention_cases import DTYPES, FEATURES, SHAPES, Case
+from tests.csrc.instruction_sets import needs_compiler, needs_sources
 
 pytestmark = pytest.mark.skipif(not _extension.load(), reason=str(_extension.reason()))
-CSRC = Path(__file__).parents[2] / "csrc"
 
 
 @pytest.fixture
@@ -145,54 +144,21 @@ def test_decode_does_not_depend_on_threads_or_batch(threads) -> None:
         assert torch.equal(alone[0][0], once[0][b])
 
 
-CHECK = """
-import torch
-from fastseq import _C, _extension
-from tests.csrc.attention_cases import cases
-if {library!r}:
-    _C.load_kernels({library!r}, {name!r})
-assert _C.capability() == {name!r}
-for i, case in enumerate(cases((torch.float64, torch.float32, torch.bfloat16, torch.float16), 5)):
-    torch.set_num_threads(1 + i % 3)
-    case.check()
-"""
+CASES = "attention_cases", "cases((torch.float64, torch.float32, torch.bfloat16, torch.float16), 5)"
 
 
-def check_in_subprocess(name: str, library: str = "", **environment: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", CHECK.format(name=name, library=library)],
-        cwd=CSRC.parent,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
-def usable() -> list[str]:
-    from fastseq import _C
-
-    return _C.usable_capabilities()
-
-
-@pytest.mark.parametrize("name", usable() if _extension.load() else [])
+@pytest.mark.parametrize("name", instruction_sets.usable())
 def test_every_instruction_set(name: str) -> None:
-    check_in_subprocess(name, FASTSEQ_CPU_CAPABILITY=name)
+    instruction_sets.check(*CASES, name)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (CSRC / "cpu").is_dir(), reason="needs the source tree")
-@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+@needs_sources
+@needs_compiler
 def test_wide_kernels(tmp_path: Path) -> None:
-    """The 64-byte kernels and bfloat16 pairs, with vectors cut up by the compiler."""
-    flags = ["-DFASTSEQ_ISA=emulated512", "-DFASTSEQ_VECTOR_BYTES=64", "-DFASTSEQ_BF16_DOT"]
-    flags += ["-std=c++17", "-O1", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-w"]
-    if "avx2" in usable():
-        flags += ["-mavx2", "-mfma", "-mf16c"]
-    sources = [CSRC / "cpu" / f"attention_{part}.cpp" for part in ("forward", "backward", "decode")]
-    library = tmp_path / "emulated512.so"
-    subprocess.run(["c++", "-shared", *flags, *sources, "-o", library], check=True)
-    check_in_subprocess("emulated512", str(library))
+    instruction_sets.check_emulated(
+        *CASES, tmp_path, "attention_forward", "attention_backward", "attention_decode"
+    )
 
 
 def test_bad_arguments() -> None:

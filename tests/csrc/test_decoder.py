@@ -1,9 +1,5 @@
 """The C++ decoder step against plain PyTorch."""
 
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,10 +7,11 @@ import torch
 
 from fastseq import _extension
 from fastseq.ops.decoder import decoder_step
+from tests.csrc import instruction_sets
 from tests.csrc.decoder_cases import FEATURES, SIZES, WEIGHTS, Case
+from tests.csrc.instruction_sets import needs_compiler, needs_sources
 
 pytestmark = pytest.mark.skipif(not _extension.load(), reason=str(_extension.reason()))
-CSRC = Path(__file__).parents[2] / "csrc"
 
 
 @pytest.fixture(autouse=True)
@@ -55,51 +52,16 @@ def test_nan_stays_in_its_row() -> None:
         assert ((ids >= 0) & (ids < len(case.words))).all()
 
 
-CHECK = """
-import torch
-from fastseq import _C
-from tests.csrc.decoder_cases import cases
-if {library!r}:
-    _C.load_kernels({library!r}, {name!r})
-assert _C.capability() == {name!r}
-for i, case in enumerate(cases()):
-    torch.set_num_threads(3 if i % 12 == 0 else 1)
-    case.check()
-"""
+CASES = "decoder_cases", "cases()[::2]"
 
 
-def check_in_subprocess(name: str, library: str = "", **environment: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", CHECK.format(name=name, library=library)],
-        cwd=CSRC.parent,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
-def usable() -> list[str]:
-    from fastseq import _C
-
-    return _C.usable_capabilities()
-
-
-@pytest.mark.parametrize("name", usable() if _extension.load() else [])
+@pytest.mark.parametrize("name", instruction_sets.usable())
 def test_every_instruction_set(name: str) -> None:
-    check_in_subprocess(name, FASTSEQ_CPU_CAPABILITY=name)
+    instruction_sets.check(*CASES, name)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (CSRC / "cpu").is_dir(), reason="needs the source tree")
-@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+@needs_sources
+@needs_compiler
 def test_wide_kernels(tmp_path: Path) -> None:
-    """The 64-byte kernels, with vectors cut up by the compiler."""
-    flags = ["-DFASTSEQ_ISA=emulated512", "-DFASTSEQ_VECTOR_BYTES=64", "-DFASTSEQ_BF16_DOT"]
-    flags += ["-std=c++17", "-O1", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-w"]
-    if "avx2" in usable():
-        flags += ["-mavx2", "-mfma", "-mf16c"]
-    library = tmp_path / "emulated512.so"
-    source = CSRC / "cpu" / "decoder.cpp"
-    subprocess.run(["c++", "-shared", *flags, source, "-o", library], check=True)
-    check_in_subprocess("emulated512", str(library))
+    instruction_sets.check_emulated(*CASES, tmp_path, "decoder")

@@ -134,6 +134,28 @@ def test_packs_again_only_what_changed() -> None:
     assert second._packed is not first._packed
     tokens = torch.full((3, 1), 5)
     assert not torch.equal(second.step(tokens, begin(second)), first.step(tokens, begin(first)))
+    # What passes by the versions of parameters: fused optimizers, and data.
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    model(SOURCE, LENGTHS, SOURCE, LENGTHS).sum().backward()
+    optimizer.step()
+    third = FastDecoder(model)
+    assert third._packed is not second._packed
+    model.output.weight.data += 1
+    assert FastDecoder(model)._packed is not third._packed
+
+
+def test_modes_of_torch() -> None:
+    """Inside of inference mode and autocast, and with a model that was made there."""
+    plain = generate(transformer(), SOURCE, LENGTHS, max_new_tokens=5)
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        model = transformer()
+        inside = generate(model, SOURCE, LENGTHS, max_new_tokens=5)
+    assert generate(model, SOURCE, LENGTHS, max_new_tokens=5) == inside == plain
+    with torch.autocast("cpu", torch.bfloat16):  # the encoder's part
+        near = generate(model, SOURCE, LENGTHS, max_new_tokens=1)
+    for found, expected in zip(near, generate(model, SOURCE, LENGTHS, max_new_tokens=1)):
+        assert found[0].score == pytest.approx(expected[0].score, abs=0.5)
 
 
 def test_best_of_the_whole_vocabulary() -> None:
