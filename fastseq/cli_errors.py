@@ -13,11 +13,15 @@ def errors_told(*more: type[Exception]) -> Iterator[None]:
     from .models import CheckpointError
     from .training import ConfigError, DivergedError
 
-    mendable = (AptError, CheckpointError, ConfigError, DataError, DivergedError)
+    mendable: tuple[type[Exception], ...] = (
+        *(AptError, CheckpointError, ConfigError, DataError, DivergedError),
+        *(OSError, ImportError),
+        *more,
+    )
     try:
         yield
     except BrokenPipeError:  # who reads has had enough, as `head`
         raise
-    except (*mendable, *more, OSError, ImportError) as error:
+    except mendable as error:
         typer.echo(f"fastseq: {error}", err=True)
         raise typer.Exit(1) from None

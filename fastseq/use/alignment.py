@@ -113,10 +113,13 @@ def plot(alignment: Alignment) -> Any:
             "matplotlib is not installed: pip install fastseq[demo]", name="matplotlib"
         ) from None
     rows, columns = alignment.weights.shape
-    width, height = 1.8 + 0.34 * columns, 1.5 + 0.34 * rows
+    # A cell is 0.36 inches wide and high; beside it stand labels, of about so much a letter.
+    width = 1.1 + 0.36 * columns + 0.09 * max(map(len, alignment.target))
+    height = 0.3 + 0.36 * rows + 0.09 * max(map(len, alignment.source))
     figure = Figure(figsize=(width, height), dpi=144, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
     axes = figure.add_subplot()
-    image = axes.imshow(alignment.weights.numpy(), cmap="YlGnBu", vmin=0, vmax=1, aspect="equal")
+    image = axes.imshow(alignment.weights.numpy(), cmap="Blues", vmin=0, aspect="equal")
     # What users type is no formula, whatever dollar signs it has.
     axes.set_xticks(range(columns), alignment.source, rotation=60, ha="left", parse_math=False)
     axes.set_yticks(range(rows), alignment.target, parse_math=False)

@@ -130,6 +130,8 @@ def build(desk: Desk, name: str) -> None:
         finally:
             spinner.visible = False
             button.enable()
+        if shown is None:  # the server is stopping
+            return
         text.text = shown.text or "(nothing)"
         rate = shown.tokens / max(shown.seconds, 1e-9)
         speed.text = (

@@ -10,8 +10,8 @@ import torch
 from ..data import Tokenizer, pad
 from ..generation import Hypothesis, generate
 from ..generation.packed import unsupported
-from ..models import GPT, CheckpointError, Model, Seq2Seq, Transformer
-from .trained import TextError, Trained, check_texts, like_lengths
+from ..models import GPT, Model, Seq2Seq, Transformer
+from .trained import Trained, check_texts, like_lengths
 
 WEIGHTS = {"float32": None, "bfloat16": torch.bfloat16, "int8": torch.int8}
 Self = TypeVar("Self", bound="Writer")
