@@ -60,7 +60,7 @@ def align(
     check_texts([text, translation])
     (source,) = translator._encode([text], truncate)
     target = tokenizer.encode(translation)
-    if not source or not target:
+    if not source or not translation.strip():
         raise TextError(0, f"nothing to align: {text!r} and {translation!r}")
     if translator.max_length is not None and len(target) >= translator.max_length:
         raise TextError(

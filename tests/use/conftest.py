@@ -48,20 +48,32 @@ def _files(folder: Path, ending: str, train: str, valid: str) -> tuple[Path, Pat
     return *paths, {"data.train": [str(paths[0])], "data.valid": [str(paths[1])]}
 
 
-@pytest.fixture(scope="package", params=["transformer", "lstm-attention"])
-def translation(request, tmp_path_factory) -> Run:
-    """Both kinds of encoder-decoder."""
-    folder, rng = tmp_path_factory.mktemp(request.param), random.Random(0)
+def _translation(folder: Path, arch: str, steps: int, sizes: dict) -> Run:
+    rng = random.Random(0)
     pairs = list(dict.fromkeys(sentence(rng) for _ in range(400)))
     lines = [f"{source}\t{target}\n" for source, target in pairs]
     *files, data = _files(folder, "tsv", "".join(lines[20:]), "".join(lines[:20]))
-    if request.param == "transformer":
-        sizes, steps = TRANSFORMER, 100
-    else:
-        sizes, steps = {**RECURRENT, "model.hidden_size": 64}, 300
-    flags = {**data, **sizes, "arch": request.param, "model.dropout": 0.0, "data.max_length": 40}
-    scores, _ = run("translate", folder / "run", flags, steps=steps, lr=1e-2, samples=20, warmup=20)
+    flags = {**data, **sizes, "arch": arch, "model.dropout": 0.0, "data.max_length": 40}
+    options = {"steps": steps, "lr": 1e-2, "warmup": 20, "samples": 20}
+    scores, _ = run("translate", folder / "run", flags, **options)
     return Run(folder / "run", *files, scores)
+
+
+@pytest.fixture(scope="package")
+def transformer(tmp_path_factory) -> Run:
+    return _translation(tmp_path_factory.mktemp("transformer"), "transformer", 100, TRANSFORMER)
+
+
+@pytest.fixture(scope="package")
+def recurrent(tmp_path_factory) -> Run:
+    sizes = {**RECURRENT, "model.hidden_size": 64}
+    return _translation(tmp_path_factory.mktemp("recurrent"), "lstm-attention", 300, sizes)
+
+
+@pytest.fixture(scope="package", params=["transformer", "recurrent"])
+def translation(request) -> Run:
+    """Both kinds of encoder-decoder."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="package")

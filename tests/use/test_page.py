@@ -12,6 +12,7 @@ from urllib.request import urlopen
 
 import pytest
 
+from fastseq.models import Seq2Seq, Seq2SeqConfig
 from fastseq.use import Translator
 from fastseq.use.page import Desk
 from tests.use.browser import CHROMIUM, Browser, wait
@@ -47,12 +48,12 @@ def served(folder: Path) -> Iterator[str]:
 
 
 @needs_browser
-def test_a_sentence_is_translated_in_the_page(translation, tmp_path):
+def test_a_sentence_is_translated_in_the_page(transformer, tmp_path):
     pytest.importorskip("nicegui")
     pytest.importorskip("matplotlib")
     text = "the dog hears my friend today"
-    ((best,),) = Translator.open(translation.folder).candidates([text])
-    with served(translation.folder) as address, Browser(tmp_path / "profile") as browser:
+    ((best,),) = Translator.open(transformer.folder).candidates([text])
+    with served(transformer.folder) as address, Browser(tmp_path / "profile") as browser:
         browser.call("Page.navigate", url=address)
         wait(lambda: browser.value("document.activeElement.tagName") == "INPUT", 60)
         browser.type(text)
@@ -66,22 +67,18 @@ def test_a_sentence_is_translated_in_the_page(translation, tmp_path):
         browser.screenshot(tmp_path / "page.png")
         assert (tmp_path / "page.png").stat().st_size > 10_000
 
-        if "transformer" in str(translation.folder):  # reads 40 tokens at most
-            browser.type("the cat sees " * 40)
-            told = "document.querySelector('.problem').textContent"
-            assert re.match(
-                r"\d+ tokens, the model reads at most 40", wait(lambda: browser.value(told), 30)
-            )
+        browser.type("the cat sees " * 40)
+        told = "document.querySelector('.problem').textContent"
+        problem = wait(lambda: browser.value(told), 30)
+        assert re.match(r"\d+ tokens, the model reads at most 40", problem)
         asked = browser.requests()
         assert len(asked) > 5
         outside = [url for url in asked if not url.startswith((address, "data:", "blob:"))]
         assert not outside
 
 
-def test_without_attention_the_page_says_why_there_is_no_map(translation):
-    from fastseq.models import Seq2Seq, Seq2SeqConfig
-
-    trained = Translator.open(translation.folder)
+def test_without_attention_the_page_says_why_there_is_no_map(transformer):
+    trained = Translator.open(transformer.folder)
     config = Seq2SeqConfig(
         vocab_size=len(trained.tokenizer), attention=None, hidden_size=16, embedding_size=16
     )
