@@ -116,8 +116,8 @@ def plot(alignment: Alignment) -> Any:
     # A cell is 0.36 inches wide and high; beside it stand labels, of about so much a letter.
     width = 1.1 + 0.36 * columns + 0.09 * max(map(len, alignment.target))
     height = 0.3 + 0.36 * rows + 0.09 * max(map(len, alignment.source))
-    figure = Figure(figsize=(width, height), dpi=144, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
+    figure = Figure(figsize=(width, height), dpi=144)
+    figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
     axes = figure.add_subplot()
     image = axes.imshow(alignment.weights.numpy(), cmap="Blues", vmin=0, aspect="equal")
     # What users type is no formula, whatever dollar signs it has.

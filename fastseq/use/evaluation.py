@@ -19,7 +19,7 @@ from ..training.metrics import answer_scores, bleu, chrf, macro_f1, rouge_l
 from ..training.tasks.base import cross_entropy, perplexity
 from ..training.tasks.classify import class_name
 from ..training.tasks.language_model import BlockExamples
-from .reading import Classifier, QuestionAnswerer
+from .reading import Classifier, QuestionAnswerer, class_names
 from .trained import TextError, model_directory
 from .writing import Translator
 
@@ -60,31 +60,33 @@ def evaluate(
         FileNotFoundError, CheckpointError: there is no such model in the directory.
         ValueError: columns or buckets are not of this kind.
     """
-    model = load(model_directory(directory), device)
-    tokenizer = Tokenizer.load(model_directory(directory))
-    if isinstance(model, GPT):
-        return _of_text(model, tokenizer, file, columns, batch_size)
-    if isinstance(model, BERTForQuestionAnswering):
-        return _of_answers(QuestionAnswerer(model, tokenizer), file, batch_size)
-    columns = columns or (1, 2)
+    folder = model_directory(directory)
+    model, tokenizer = load(folder, device), Tokenizer.load(folder)
+    try:
+        if isinstance(model, GPT):
+            return _of_text(model, tokenizer, file, columns or (), batch_size)
+        if isinstance(model, BERTForQuestionAnswering):
+            return _of_answers(QuestionAnswerer(model, tokenizer), file, batch_size)
+        rows = _rows(file, columns or (1, 2))
+        options = {"batch_size": batch_size, "truncate": truncate}
+        if isinstance(model, BERTForSequenceClassification):
+            classifier = Classifier(model, tokenizer, class_names(folder))
+            return _of_classes(classifier, rows, threshold, options)
+        return _of_translations(Translator(model, tokenizer), rows, buckets, options | search)
+    except TextError as error:
+        row = rows[error.index]
+        raise DataError(row.path, row.line, error.reason) from None
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+
+
+def _rows(file: str | Path, columns: Sequence[int]) -> list[Row]:
     if len(columns) != 2:
         raise ValueError(f"columns should be two, got {list(columns)}")
     rows = list(read_tsv(file, columns))
     if not rows:
         raise DataError(file, None, "there is nothing in it")
-    options = {"batch_size": batch_size, "truncate": truncate, **search}
-    place = 0
-    try:
-        if isinstance(model, BERTForSequenceClassification):
-            place = 1
-            classifier = Classifier.open(directory, device)
-            return _of_classes(classifier, rows, threshold, options)
-        return _of_translations(Translator(model, tokenizer), rows, buckets, options)
-    except TextError as error:
-        row = rows[error.index]
-        raise DataError(row.path, row.line, f"column {columns[place]}: {error.reason}") from None
-    except CheckpointError as error:
-        raise CheckpointError(f"{directory}: {error}") from None
+    return rows
 
 
 def _of_translations(
@@ -156,10 +158,12 @@ def _of_text(
     model: Model,
     tokenizer: Tokenizer,
     file: str | Path,
-    columns: Sequence[int] | None,
+    columns: Sequence[int],
     batch_size: int,
 ) -> dict[str, Any]:
-    documents = ["\n".join(d) for d in read_documents(file, *(columns or ()))]
+    if len(columns) > 1:
+        raise ValueError(f"columns should be one or none, got {list(columns)}")
+    documents = ["\n".join(d) for d in read_documents(file, *columns)]
     if not documents:
         raise DataError(file, None, "there is nothing in it")
     length = model.config.max_length

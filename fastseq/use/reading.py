@@ -61,15 +61,7 @@ class Classifier(Trained):
         **options: Any,
     ) -> Self:
         """As ``Trained.open``; the names are those in labels.json, if it is there."""
-        path = model_directory(directory) / LABELS_FILE
-        if path.exists():
-            try:
-                names = json.loads(path.read_text("utf-8"))
-            except ValueError as error:
-                raise CheckpointError(f"{path}: not JSON: {error}") from None
-            if not isinstance(names, list):
-                raise CheckpointError(f"{path}: not a list of names")
-            options = {"names": names, **options}
+        options = {"names": class_names(directory), **options}
         return super().open(directory, device, dtype, **options)
 
     @torch.no_grad()
@@ -100,6 +92,24 @@ class Classifier(Trained):
                 best = max(each, key=lambda name: each[name])
                 results[i] = Classification(best, each[best], each, len(encoded[i]))
         return results
+
+
+def class_names(directory: str | Path) -> list[str] | None:
+    """The names in a model's labels.json, or None where there is none.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    path = model_directory(directory) / LABELS_FILE
+    if not path.exists():
+        return None
+    try:
+        names = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON: {error}") from None
+    if not isinstance(names, list):
+        raise CheckpointError(f"{path}: not a list of names")
+    return names
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,14 @@ def test_scores_are_printed_and_written(translation, tmp_path):
     assert "1–5" in done.stdout
 
 
+def test_classes_are_scored(classes):
+    start = "evaluate", "--model", classes.folder, "--data", classes.valid
+    done = call(*start, "--threshold", 0)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith(f"count 40  accuracy {classes.scores['accuracy']:,.6g}  f1 ")
+    assert "is none of the model's: negative, positive" in call(*start).stderr
+
+
 def test_attention_is_drawn(translation, tmp_path):
     pytest.importorskip("matplotlib")
     start = "plot-attention", "--model", translation.folder, "the cat sees a bird", "--out"

@@ -41,16 +41,18 @@ def test_text_classes_and_answers_score_as_in_training(language, classes, questi
     assert found["f1"] > 50
 
 
-def test_mistakes_name_file_and_line(translation, classes, tmp_path):
+def test_mistakes_name_file_and_line(translation, classes, language, tmp_path):
     with pytest.raises(DataError, match=r"valid.tsv:1: label '-?\d.5' is none of the model's: neg"):
         evaluate(classes.folder, classes.valid)
     path = tmp_path / "long.tsv"
     path.write_text(f"the cat\tle chat\n{'the cat ' * 60}\tle chat\n")
     if "transformer" in str(translation.folder):
-        with pytest.raises(DataError, match=r"long.tsv:2: column 1: \d+ tokens, .* at most 40"):
+        with pytest.raises(DataError, match=r"long.tsv:2: \d+ tokens, .* at most 40"):
             evaluate(translation.folder, path)
         assert evaluate(translation.folder, path, truncate=True)["count"] == 2
     with pytest.raises(ValueError, match=r"buckets should be rising numbers of words, got \[5, 3"):
         evaluate(translation.folder, translation.valid, buckets=[5, 3])
     with pytest.raises(ValueError, match=r"columns should be two, got \[1\]"):
         evaluate(translation.folder, translation.valid, columns=[1])
+    with pytest.raises(ValueError, match=r"columns should be one or none, got \[1, 2\]"):
+        evaluate(language.folder, language.valid, columns=[1, 2])

@@ -49,13 +49,14 @@ def served(folder: Path) -> Iterator[str]:
 
 @needs_browser
 def test_a_sentence_is_translated_in_the_page(transformer, tmp_path):
-    pytest.importorskip("nicegui")
-    pytest.importorskip("matplotlib")
+    for name in ("nicegui", "matplotlib", "websockets"):
+        pytest.importorskip(name)
     text = "the dog hears my friend today"
     ((best,),) = Translator.open(transformer.folder).candidates([text])
     with served(transformer.folder) as address, Browser(tmp_path / "profile") as browser:
         browser.call("Page.navigate", url=address)
-        wait(lambda: browser.value("document.activeElement.tagName") == "INPUT", 60)
+        ready = "window.did_handshake && document.activeElement.tagName == 'INPUT'"
+        wait(lambda: browser.value(ready), 60)
         browser.type(text)
         read = "document.querySelector('.translation')?.checkVisibility() && " + (
             "document.querySelector('.translation').textContent"
