@@ -106,10 +106,13 @@ class Trained:
 
 
 def model_directory(path: str | Path) -> Path:
-    """``path``, or of a run's folder the best checkpoint."""
+    """``path``; or of a run's folder the best checkpoint, or the last where none is scored yet."""
     path = Path(path)
-    best = path / "best"
-    return best if best.is_dir() and not (path / "config.json").exists() else path
+    if not (path / "config.json").exists():
+        for name in ("best", "last"):
+            if (path / name).is_dir():
+                return path / name
+    return path
 
 
 def check_texts(texts: Sequence[str]) -> None:

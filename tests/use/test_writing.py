@@ -5,7 +5,7 @@ import torch
 
 from fastseq.data import DataError, Tokenizer, read_tsv
 from fastseq.generation import generate
-from fastseq.models import CheckpointError
+from fastseq.models import CheckpointError, Seq2Seq, Transformer
 from fastseq.use import Summarizer, TextError, TextGenerator, Translator
 
 
@@ -22,6 +22,14 @@ def test_texts_come_back_in_order_whatever_the_batches(translation, translator):
     assert one_by_one[1] == one_by_one[-1] == ""
     assert len(set(one_by_one)) > 3
     assert translator([]) == []
+
+
+def test_of_a_run_the_best_is_opened_or_the_last(tmp_path, transformer, recurrent):
+    (tmp_path / "last").symlink_to(recurrent.folder / "last")
+    assert isinstance(Translator.open(tmp_path).model, Seq2Seq)
+    (tmp_path / "best").symlink_to(transformer.folder / "best")
+    assert isinstance(Translator.open(tmp_path).model, Transformer)
+    assert isinstance(Translator.open(tmp_path / "last").model, Seq2Seq)
 
 
 def test_candidates_are_what_generate_finds(translator):
