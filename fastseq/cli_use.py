@@ -282,14 +282,18 @@ def _run(
             unknown += len(strange)
     if unknown:
         typer.echo(
-            f"{unknown} texts with characters that the tokenizer does not know, the first at "
+            f"{_texts(unknown)} with characters that the tokenizer does not know, the first at "
             f"{first_unknown}",
             err=True,
         )
     speed = tokens / max(seconds, 1e-9)
     typer.echo(
-        f"{done:,} texts, {tokens:,} tokens in {seconds:.2f} s: {speed:,.0f} tokens/s", err=True
+        f"{_texts(done)}, {tokens:,} tokens in {seconds:.2f} s: {speed:,.0f} tokens/s", err=True
     )
+
+
+def _texts(count: int) -> str:
+    return f"{count:,} text{'s' * (count != 1)}"
 
 
 @contextmanager

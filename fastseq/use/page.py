@@ -1,6 +1,7 @@
 """A local web page, on NiceGUI, where a translator can be tried."""
 
 import io
+import socket
 import threading
 import time
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from .alignment import align, plot
 from .trained import TextError
 from .writing import Translator
 
+HOST = "127.0.0.1"
 _STYLE = """
 body { background: #f4f6f8; }
 .alignment svg { width: auto; height: auto; max-width: 100%; }
@@ -60,6 +62,7 @@ def serve(translator: Translator, name: str, port: int, show: bool) -> None:
 
     Raises:
         ImportError: NiceGUI or matplotlib is not there.
+        OSError: the port is taken.
     """
     try:
         import matplotlib  # noqa: F401  the page draws with it
@@ -68,11 +71,17 @@ def serve(translator: Translator, name: str, port: int, show: bool) -> None:
         raise ImportError(
             f"{error.name} is not installed: pip install fastseq[demo]", name=error.name
         ) from None
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise OSError(f"port {port} of {HOST} cannot be had: {error.strerror}") from None
     desk = Desk(translator)
     desk.translate("a", 1)  # what is done once only is no part of the speed that is shown
     ui.run(
         lambda: build(desk, name),
-        host="127.0.0.1",
+        host=HOST,
         port=port,
         title="fastseq",
         favicon="🔤",

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -16,9 +16,7 @@ from ..models import (
     Model,
 )
 from ..training.tasks.classify import LABELS_FILE
-from .trained import TextError, Trained, check_texts, like_lengths, model_directory
-
-Self = TypeVar("Self", bound="Classifier")
+from .trained import TextError, Trained, check_texts, like_lengths
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Classifier(Trained):
     """Classes of texts by a ``BERTForSequenceClassification``.
 
     Args:
-        names: of the classes; their numbers if None.
+        names: of the classes; their numbers if None. ``open`` takes those in labels.json.
     """
 
     kinds = (BERTForSequenceClassification,)
@@ -53,16 +51,10 @@ class Classifier(Trained):
             raise CheckpointError(f"{len(self.names)} names for a model of {count} classes")
 
     @classmethod
-    def open(
-        cls: type[Self],
-        directory: str | Path,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        **options: Any,
-    ) -> Self:
-        """As ``Trained.open``; the names are those in labels.json, if it is there."""
-        options = {"names": class_names(directory), **options}
-        return super().open(directory, device, dtype, **options)
+    def _options(
+        cls, directory: Path, device: torch.device, options: dict[str, Any]
+    ) -> dict[str, Any]:
+        return {"names": class_names(directory), **options}
 
     @torch.no_grad()
     def __call__(
@@ -94,13 +86,13 @@ class Classifier(Trained):
         return results
 
 
-def class_names(directory: str | Path) -> list[str] | None:
+def class_names(directory: Path) -> list[str] | None:
     """The names in a model's labels.json, or None where there is none.
 
     Raises:
         CheckpointError: it is damaged.
     """
-    path = model_directory(directory) / LABELS_FILE
+    path = directory / LABELS_FILE
     if not path.exists():
         return None
     try:

@@ -55,27 +55,34 @@ class Trained:
         cls: type[Self],
         directory: str | Path,
         device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
         **options: Any,
     ) -> Self:
         """The model in a directory with config.json, model.safetensors and tokenizer.json, or the
         best one of the run in it.
 
         Args:
-            device: where it works; the CPU by default. dtype: of its parameters.
-            options: those of the class.
+            device: where it works; the CPU by default.
+            options: those of the class, and dtype, that of its parameters.
 
         Raises:
             FileNotFoundError, CheckpointError, DataError: a file is missing, damaged, or of a model
                 for another task; the message names the file.
         """
         directory = model_directory(directory)
-        model = load(directory, device, dtype)
+        options = cls._options(directory, torch.device(device or "cpu"), options)
+        model = load(directory, device, options.pop("dtype", None))
         tokenizer = Tokenizer.load(directory)
         try:
             return cls(model, tokenizer, **options)
         except CheckpointError as error:
             raise CheckpointError(f"{directory}: {error}") from None
+
+    @classmethod
+    def _options(
+        cls, directory: Path, device: torch.device, options: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The options, and what follows from directory and device."""
+        return options
 
     def unknown(self, texts: Sequence[str]) -> list[int]:
         """Indices of the texts of which the tokenizer does not know every character."""

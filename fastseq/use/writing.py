@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -14,7 +14,6 @@ from ..models import GPT, Model, Seq2Seq, Transformer
 from .trained import Trained, check_texts, like_lengths
 
 WEIGHTS = {"float32": None, "bfloat16": torch.bfloat16, "int8": torch.int8}
-Self = TypeVar("Self", bound="Writer")
 
 
 @dataclass(frozen=True)
@@ -49,17 +48,13 @@ class Writer(Trained):
             raise ValueError(f"weights {weights} cannot be had: {why}")
 
     @classmethod
-    def open(
-        cls: type[Self],
-        directory: str | Path,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        **options: Any,
-    ) -> Self:
-        """As ``Trained.open``; on another device than the CPU weights="bfloat16" is the dtype."""
-        if torch.device(device or "cpu").type != "cpu" and options.get("weights") == "bfloat16":
-            dtype, options = torch.bfloat16, {**options, "weights": "float32"}
-        return super().open(directory, device, dtype, **options)
+    def _options(
+        cls, directory: Path, device: torch.device, options: dict[str, Any]
+    ) -> dict[str, Any]:
+        """On another device than the CPU, bfloat16 weights are the model's own."""
+        if device.type != "cpu" and options.get("weights") == "bfloat16":
+            return {**options, "weights": "float32", "dtype": torch.bfloat16}
+        return options
 
     def __call__(self, texts: Sequence[str], **options: Any) -> list[str]:
         """The best text for each; ``options`` as ``candidates``."""

@@ -110,7 +110,7 @@ def test_classes_and_their_probabilities(classes):
     found = Classifier.open(classes.folder)(["Film 3 was awful."])[0]
     assert first == f"negative\t{found.probability:.4f}"
     assert empty == ""
-    assert "1 texts with characters that the tokenizer does not know, the first at <arg" in (
+    assert "1 text with characters that the tokenizer does not know, the first at <arg" in (
         done.stderr
     )
     assert "<argument>:3" in done.stderr

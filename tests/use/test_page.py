@@ -14,7 +14,7 @@ import pytest
 
 from fastseq.models import Seq2Seq, Seq2SeqConfig
 from fastseq.use import Translator
-from fastseq.use.page import Desk
+from fastseq.use.page import HOST, Desk, serve
 from tests.use.browser import CHROMIUM, Browser, wait
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
@@ -87,3 +87,22 @@ def test_without_attention_the_page_says_why_there_is_no_map(transformer):
     shown = desk.translate("the cat", 2)
     assert shown.picture == ""
     assert "no attention" in shown.note
+
+
+def test_a_port_that_is_taken_is_told(transformer):
+    for name in ("nicegui", "matplotlib"):
+        pytest.importorskip(name)
+    with socket.socket() as taken:
+        taken.bind((HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=f"port {port} of 127.0.0.1 cannot be had: Address alr"):
+            serve(Translator.open(transformer.folder), "x", port, show=False)
+
+
+@pytest.mark.parametrize("name", ["nicegui", "matplotlib"])
+def test_what_is_not_installed_is_named(transformer, monkeypatch, name):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=rf"{name} is not installed: pip install fastseq\[demo\]"):
+        serve(Translator.open(transformer.folder), "x", 1, show=False)
