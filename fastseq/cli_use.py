@@ -1,5 +1,6 @@
 """The commands that put trained models to work: ``fastseq translate``, ``generate`` …"""
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,8 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; default: the b
 BatchSize = Annotated[int, typer.Option(min=1, help="Texts that are worked on together.")]
 Truncate = Annotated[bool, typer.Option(help="Cut texts that are longer than the model reads.")]
 Beam = Annotated[
-    int | None, typer.Option(min=1, help="Width of the beam; 1 is greedy.", show_default="4")
+    int | None,
+    typer.Option(min=1, help="Width of the beam, for translations and summaries 4; 1 is greedy."),
 ]
 LengthPenalty = Annotated[
     float, typer.Option(min=0.0, help="Of beam search: more makes longer texts.")
@@ -244,6 +246,8 @@ def _inputs(
 ) -> "Iterator[list[Line]]":
     from .use.lines import pools
 
+    if not texts and not files and sys.stdin.isatty():
+        typer.echo("Type a text and press Enter; Ctrl-D ends.", err=True)
     return pools(texts or [], files or [], _AHEAD * batch_size)
 
 
