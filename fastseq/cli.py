@@ -6,11 +6,19 @@ from typing import Annotated
 import torch
 import typer
 
-from . import cli_train
+from . import cli_show, cli_train, cli_use
 from .config import show_config
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 app.command()(cli_train.train)
+app.command("translate")(cli_use.translate)
+app.command("summarize")(cli_use.summarize)
+app.command("generate")(cli_use.generate)
+app.command()(cli_use.classify)
+app.command()(cli_use.answer)
+app.command()(cli_show.evaluate)
+app.command()(cli_show.plot_attention)
+app.command()(cli_show.demo)
 app.add_typer(cli_train.corpus, name="corpus")
 
 

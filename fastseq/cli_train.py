@@ -1,11 +1,11 @@
 """The commands ``fastseq train`` and ``fastseq corpus``."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from .cli_errors import errors_told
 
 corpus = typer.Typer(
     help="Sentence pairs out of what a machine has: OUT/train.tsv.xz and OUT/valid.tsv.xz.",
@@ -16,21 +16,6 @@ _Out = Annotated[Path, typer.Option(help="Folder for the two files.")]
 _Fraction = Annotated[
     float, typer.Option(min=0.0, max=1.0, help="Part of the English texts kept for validation.")
 ]
-
-
-@contextmanager
-def _errors_told() -> Iterator[None]:
-    """Errors that a user can mend end the command with their message alone."""
-    from .data import AptError, DataError
-    from .models import CheckpointError
-    from .training import ConfigError, DivergedError
-
-    mendable = (AptError, CheckpointError, ConfigError, DataError, DivergedError)
-    try:
-        yield
-    except (*mendable, OSError, ImportError) as error:
-        typer.echo(f"fastseq: {error}", err=True)
-        raise typer.Exit(1) from None
 
 
 def train(
@@ -101,7 +86,7 @@ def train(
         "train.device": device,
     }
     flags = {key: value for key, value in given.items() if value is not None}
-    with _errors_told():
+    with errors_told():
         for setting in set_ or []:
             key, sign, value = setting.partition("=")
             if not sign:
@@ -122,7 +107,7 @@ def corpus_gettext(
     """Messages of installed programs and their translations, from gettext's catalogs."""
     from .data import DataError, find_catalogs, harvest_catalogs
 
-    with _errors_told():
+    with errors_told():
         catalogs = find_catalogs(roots, language)
         if not catalogs:
             raise DataError(
@@ -147,7 +132,7 @@ def corpus_debian(
     """Descriptions of Debian's packages and their translations, from apt's lists."""
     from .data import harvest_debian
 
-    with _errors_told():
+    with errors_told():
         options = () if lists is None else (f"Dir::State::lists={lists.resolve()}",)
         _write(harvest_debian(language, options), out, valid_fraction)
 

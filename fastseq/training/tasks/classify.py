@@ -49,25 +49,13 @@ class Classify(Task):
         for row in self.rows(self.settings.data.train):
             yield row.fields[1]
 
-    def _name(self, row: Row) -> str:
-        """The class's name: the label, or the side of the threshold it is on."""
-        threshold = self.settings.data.threshold
-        if threshold is None:
-            return row.fields[0]
-        try:
-            return "negative" if float(row.fields[0]) < threshold else "positive"
-        except ValueError:
-            raise DataError(
-                row.path, row.line, f"data.threshold needs numeric labels, got {row.fields[0]!r}"
-            ) from None
-
     def label(self, row: Row) -> int:
         """The number of a row's class.
 
         Raises:
             DataError: it does not occur in training.
         """
-        name = self._name(row)
+        name = class_name(row, self.settings.data.threshold)
         if name not in self.numbers:
             known = f"known: {', '.join(self.names)}"
             raise DataError(row.path, row.line, f"label {name!r} is not in training; {known}")
@@ -76,7 +64,7 @@ class Classify(Task):
     def load(self, tokenizer: Tokenizer) -> None:
         self.tokenizer, data = tokenizer, self.settings.data
         train, valid = self.split(self.rows, lambda row: row.fields[1])
-        self.names = sorted({self._name(row) for row in train})
+        self.names = sorted({class_name(row, data.threshold) for row in train})
         if not 2 <= len(self.names) <= 1000:
             raise DataError(
                 data.train[0],
@@ -115,3 +103,19 @@ class Classify(Task):
     @property
     def criterion(self) -> tuple[str, int]:
         return "accuracy", 1
+
+
+def class_name(row: Row, threshold: float | None) -> str:
+    """The name of a row's class: the label, or the side of the threshold it is on.
+
+    Raises:
+        DataError: there is a threshold, and the label is no number.
+    """
+    if threshold is None:
+        return row.fields[0]
+    try:
+        return "negative" if float(row.fields[0]) < threshold else "positive"
+    except ValueError:
+        raise DataError(
+            row.path, row.line, f"data.threshold needs numeric labels, got {row.fields[0]!r}"
+        ) from None
