@@ -36,7 +36,7 @@ def evaluate(
     from rich.table import Table
 
     from . import use
-    from .data.files import replacing
+    from ._replacing import replacing
     from .use.evaluation import BUCKETS
 
     search: dict[str, Any] = {} if beam is None else {"beam_size": beam}
@@ -80,7 +80,7 @@ def plot_attention(
 ) -> None:
     """Draw what the model looks at while it translates, as a heat map."""
     from . import use
-    from .data.files import replacing
+    from ._replacing import replacing
 
     search: dict[str, Any] = {} if beam is None else {"beam_size": beam}
     with errors_told(ValueError):
