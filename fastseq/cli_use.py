@@ -306,7 +306,8 @@ def _written_to(output: Path | None) -> Iterator[Callable[[str], object]]:
     if output is None:
         yield lambda text: typer.echo(text, nl=False)
         return
-    from .data.files import open_binary, replacing
+    from ._replacing import replacing
+    from .data.files import open_binary
 
     with replacing(output) as temporary, open_binary(temporary, "wb") as file:
         yield lambda text: file.write(text.encode())
