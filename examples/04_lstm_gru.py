@@ -1,0 +1,33 @@
+"""The same with gates: LSTM and GRU beside the plain RNN, of equal width, data and updates."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from helpers import asked_steps
+
+from fastseq.training import load_settings, train
+
+
+def main(steps: int) -> None:
+    scores = {}
+    for arch in ("rnn", "lstm", "gru"):
+        with TemporaryDirectory() as folder:
+            flags = {
+                "arch": arch,
+                "out": str(Path(folder) / arch),
+                "model.num_layers": 1,
+                "tokenizer.vocab_size": 4000,
+                "train.steps": steps,
+                "train.batch_tokens": 2048,
+                "train.warmup": 50,
+                "train.lr": 2e-3,
+                "train.log_every": 50,
+                "train.samples": 100,
+            }
+            scores[arch] = train(load_settings("translate", None, flags))
+    for arch, score in scores.items():
+        print(f"{arch}: perplexity {score['perplexity']:.1f}, chrF {score['chrf']:.1f}")
+
+
+if __name__ == "__main__":
+    main(asked_steps(__doc__, 150))
