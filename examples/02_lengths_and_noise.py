@@ -80,4 +80,4 @@ def main(steps: int) -> None:
 
 
 if __name__ == "__main__":
-    main(asked_steps(__doc__, 150))
+    main(asked_steps(__doc__, 100))
