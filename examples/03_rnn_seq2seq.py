@@ -20,10 +20,13 @@ def main(steps: int) -> None:
     sources = Sequences(tokenizer.encode_source_batch(english))
     targets = Sequences([bos, *ids, eos] for ids in tokenizer.encode_batch(french))
 
-    config = Seq2SeqConfig(vocab_size=len(tokenizer), cell="rnn", attention=None, num_layers=1)
+    config = Seq2SeqConfig(
+        vocab_size=len(tokenizer), cell="rnn", attention=None, num_layers=1, dropout=0.1,
+        share_embeddings=True, tie_embeddings=True,
+    )  # fmt: skip
     model = Seq2Seq(config)
     print(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     step = epoch = 0
     while step < steps:
         sizes = sources.lengths + targets.lengths
@@ -50,4 +53,4 @@ def main(steps: int) -> None:
 
 
 if __name__ == "__main__":
-    main(asked_steps(__doc__, 400))
+    main(asked_steps(__doc__, 300))

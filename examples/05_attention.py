@@ -29,11 +29,15 @@ def main(steps: int) -> None:
         "arch": "lstm-attention",
         "out": str(OUT),
         "model.num_layers": 1,
+        "model.dropout": 0.1,
+        "model.share_embeddings": True,
+        "model.tie_embeddings": True,
         "tokenizer.vocab_size": 4000,
         "train.steps": steps,
         "train.batch_tokens": 2048,
         "train.warmup": 50,
-        "train.lr": 2e-3,
+        "train.lr": 4e-3,
+        "train.schedule": "cosine",
         "train.log_every": 50,
         "train.samples": 100,
     }
@@ -44,4 +48,4 @@ def main(steps: int) -> None:
 
 
 if __name__ == "__main__":
-    main(asked_steps(__doc__, 400))
+    main(asked_steps(__doc__, 300))

@@ -1,11 +1,11 @@
-"""A language model (the decoder alone, as GPT) of Python's own manual, and what it writes."""
+"""A language model (the decoder alone, as GPT) of the docstrings of Python's library."""
 
 import math
 from collections import Counter
 from pathlib import Path
 
 import torch
-from helpers import asked_steps, write_manual
+from helpers import asked_steps, write_docstrings
 
 from fastseq.data import Tokenizer, read_documents
 from fastseq.generation import generate
@@ -28,7 +28,7 @@ def unigram_perplexity(tokenizer: Tokenizer, train_file: Path, valid_file: Path)
 
 
 def main(steps: int) -> None:
-    train_file, valid_file = write_manual(OUT / "text")
+    train_file, valid_file = write_docstrings(OUT / "text")
     flags = {
         "out": str(OUT),
         "data.train": [str(train_file)],
@@ -49,7 +49,7 @@ def main(steps: int) -> None:
     baseline = unigram_perplexity(tokenizer, train_file, valid_file)
     if scores:  # none where the run had been at its end
         print(f"perplexity {scores['perplexity']:.1f}; by the tokens' frequencies {baseline:.1f}")
-    prompt = tokenizer.encode("If the object has no")
+    prompt = tokenizer.encode("Return a new")
     draws = torch.Generator().manual_seed(0)
     [found] = generate(
         model, prefix=[prompt], max_new_tokens=40, sample=True, temperature=0.8, top_k=40,

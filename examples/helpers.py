@@ -1,8 +1,10 @@
 """What several examples need: the command line, translations with a score, and a text to read."""
 
 import argparse
+import ast
 import random
 import re
+import sysconfig
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,6 +14,9 @@ from fastseq.data import SAMPLE_VALID, Tokenizer, held_out, pad, read_tsv
 from fastseq.generation import generate
 from fastseq.models import Model
 from fastseq.training.metrics import chrf
+
+# Folders of the standard library without prose of its own.
+NOT_READ = {"test", "tests", "idlelib", "lib2to3", "pydoc_data", "site-packages", "dist-packages"}
 
 
 def asked_steps(description: str | None, default: int) -> int:
@@ -51,29 +56,46 @@ def show_translations(model: Model, tokenizer: Tokenizer, count: int = 200) -> N
 
 
 def manual() -> Iterator[tuple[str, list[str]]]:
-    """English prose that is on every machine with Python: its manual, as ``help()`` shows it.
-
-    Yields topics, each with its paragraphs; code and tables are left out.
-    """
+    """The topics of Python's own manual, as ``help()`` shows it, each with its paragraphs."""
     from pydoc_data.topics import topics
 
     for topic, text in topics.items():
-        blocks = re.split(r"\n\s*\n", text)
-        prose = [" ".join(block.split()) for block in blocks if not re.search(r"^ {3}", block, re.M)]
-        yield topic, [p for p in prose if p.count(" ") >= 8 and p[-1] in ".:"]
+        yield topic, prose(text)
 
 
-def write_manual(folder: Path, valid_fraction: float = 0.1) -> tuple[Path, Path]:
-    """The manual as two text files: a line for a paragraph, an empty line between topics.
+def write_docstrings(folder: Path, valid_fraction: float = 0.05) -> tuple[Path, Path]:
+    """English that is on every machine with Python: the docstrings of its standard library.
 
-    A paragraph is in the second by a hash of its text, as ``held_out`` says.
+    Two text files, a line for a paragraph and an empty line between modules. A module is in the
+    second by a hash of its text, as ``held_out`` says.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    documents: dict[bool, list[str]] = {False: [], True: []}
+    root = Path(sysconfig.get_path("stdlib"))
+    for path in sorted(root.rglob("*.py")):
+        if NOT_READ & set(path.relative_to(root).parts):
+            continue
+        if text := "\n".join(docstrings(path)):
+            documents[held_out(text, valid_fraction)].append(text)
     paths = folder / "train.txt", folder / "valid.txt"
-    for path, wanted in zip(paths, (False, True)):
-        documents = (
-            [p for p in paragraphs if held_out(p, valid_fraction) == wanted]
-            for _, paragraphs in manual()
-        )
-        path.write_text("\n\n".join("\n".join(d) for d in documents if d) + "\n", encoding="utf-8")
+    for path, texts in zip(paths, documents.values()):
+        path.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
     return paths
+
+
+def docstrings(path: Path) -> list[str]:
+    """The paragraphs of a module's docstrings."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):  # templates, and files that test errors
+        return []
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = [node for node in ast.walk(tree) if isinstance(node, kinds)]
+    return [paragraph for node in nodes for paragraph in prose(ast.get_docstring(node) or "")]
+
+
+def prose(text: str) -> list[str]:
+    """Paragraphs of a text that are sentences; code and tables, which are set in, are left out."""
+    blocks = re.split(r"\n\s*\n", text)
+    joined = [" ".join(block.split()) for block in blocks if not re.search(r"^ {3}", block, re.M)]
+    return [paragraph for paragraph in joined if re.search(r"(\S+ ){8}.*[.:]$", paragraph)]
