@@ -23,9 +23,10 @@ def main(steps: int) -> None:
                 "train.steps": steps,
                 "train.batch_tokens": 2048,
                 "train.warmup": 50,
-                "train.lr": 2e-3,
+                "train.lr": 4e-3,
+                "train.schedule": "cosine",
                 "train.log_every": 50,
-                "train.samples": 100,
+                "train.samples": 0,
             }
             scores[arch] = train(load_settings("translate", None, flags))
     for arch, score in scores.items():

@@ -15,6 +15,7 @@ from fastseq.generation import generate
 from fastseq.models import Model
 from fastseq.training.metrics import chrf
 
+LIBRARY = Path(sysconfig.get_path("stdlib"))
 # Folders of the standard library without prose of its own.
 NOT_READ = {"test", "tests", "idlelib", "lib2to3", "pydoc_data", "site-packages", "dist-packages"}
 
@@ -71,9 +72,8 @@ def write_docstrings(folder: Path, valid_fraction: float = 0.05) -> tuple[Path, 
     """
     folder.mkdir(parents=True, exist_ok=True)
     documents: dict[bool, list[str]] = {False: [], True: []}
-    root = Path(sysconfig.get_path("stdlib"))
-    for path in sorted(root.rglob("*.py")):
-        if NOT_READ & set(path.relative_to(root).parts):
+    for path in sorted(LIBRARY.rglob("*.py")):
+        if NOT_READ & set(path.relative_to(LIBRARY).parts):
             continue
         if text := "\n".join(docstrings(path)):
             documents[held_out(text, valid_fraction)].append(text)
