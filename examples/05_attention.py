@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from helpers import asked_steps, show_translations
+from helpers import RECURRENT, asked_steps, show_translations
 
 from fastseq.data import Tokenizer
 from fastseq.generation import generate
@@ -25,22 +25,7 @@ def show_alignment(model, tokenizer: Tokenizer, text: str) -> None:
 
 
 def main(steps: int) -> None:
-    flags = {
-        "arch": "lstm-attention",
-        "out": str(OUT),
-        "model.num_layers": 1,
-        "model.dropout": 0.1,
-        "model.share_embeddings": True,
-        "model.tie_embeddings": True,
-        "tokenizer.vocab_size": 4000,
-        "train.steps": steps,
-        "train.batch_tokens": 2048,
-        "train.warmup": 50,
-        "train.lr": 4e-3,
-        "train.schedule": "cosine",
-        "train.log_every": 50,
-        "train.samples": 100,
-    }
+    flags = {**RECURRENT, "arch": "lstm-attention", "out": str(OUT), "train.steps": steps}
     train(load_settings("translate", None, flags))
     model, tokenizer = load(OUT / "best"), Tokenizer.load(OUT / "best")
     show_translations(model, tokenizer)

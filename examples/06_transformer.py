@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from helpers import asked_steps, show_translations
+from helpers import SMALL, asked_steps, show_translations
 
 from fastseq.data import SAMPLE_VALID, Tokenizer, pad, read_tsv
 from fastseq.generation import generate
@@ -25,19 +25,15 @@ WAYS: dict[str, dict[str, Any]] = {
 
 def main(steps: int) -> None:
     flags = {
+        **SMALL,
         "arch": "transformer",
         "out": str(OUT),
         "model.hidden_size": 128,
         "model.ffn_size": 512,
         "model.encoder_layers": 2,
         "model.decoder_layers": 2,
-        "tokenizer.vocab_size": 4000,
         "train.steps": steps,
-        "train.batch_tokens": 2048,
         "train.warmup": 100,
-        "train.lr": 4e-3,
-        "train.log_every": 50,
-        "train.samples": 100,
     }
     train(load_settings("translate", None, flags))
     model, tokenizer = load(OUT / "best"), Tokenizer.load(OUT / "best")

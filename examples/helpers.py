@@ -15,6 +15,23 @@ from fastseq.generation import generate
 from fastseq.models import Model
 from fastseq.training.metrics import chrf
 
+# Settings of a translator that a minute or two teaches something; the examples go over them.
+SMALL = {
+    "tokenizer.vocab_size": 4000,
+    "train.batch_tokens": 2048,
+    "train.lr": 4e-3,
+    "train.log_every": 50,
+    "train.samples": 100,
+}
+RECURRENT = {
+    **SMALL,
+    "model.num_layers": 1,
+    "model.dropout": 0.1,
+    "model.share_embeddings": True,
+    "model.tie_embeddings": True,
+    "train.schedule": "cosine",
+    "train.warmup": 50,
+}
 LIBRARY = Path(sysconfig.get_path("stdlib"))
 # Folders of the standard library without prose of its own.
 NOT_READ = {"test", "tests", "idlelib", "lib2to3", "pydoc_data", "site-packages", "dist-packages"}
