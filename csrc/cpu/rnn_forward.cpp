@@ -212,11 +212,11 @@ struct Forward : Direction<T> {
       x[2] = tanh(x[2] + u[2]);
       x[3] = sigmoid(x[3] + u[3]);
       A* cell = mem.cell + r.b * unit_stride + j;
-      const V before = load(cell), fresh = x[1] * before + x[0] * x[2];
+      const V before = load(cell), fresh = fused(x[1], before, x[0] * x[2]);
       V kept = fresh;
       if (args.zoneout_c != 0) {
         const V keep = this->keep(r, 1, j);
-        kept = keep * fresh + (1 - keep) * before;
+        kept = fused(keep, fresh, (1 - keep) * before);
       }
       store(cell, kept);
       if (fwd.save) store((A*)fwd.cells + r.at * H + j, kept, n);
@@ -229,10 +229,10 @@ struct Forward : Direction<T> {
     } else if constexpr (MODE == GRU) {
       x[0] = sigmoid(x[0] + u[0]);
       x[1] = sigmoid(x[1] + u[1]);
-      x[2] = tanh(x[2] + x[0] * u[2]);
+      x[2] = tanh(fused(x[0], u[2], x[2]));
       if (fwd.save) store((T*)fwd.hn + r.at * H + j, u[2], n);
       const V before = this->state_before(r, fwd.output, j, n);
-      state(r, local, (1 - x[1]) * x[2] + x[1] * before, j);
+      state(r, local, fused(1 - x[1], x[2], x[1] * before), j);
     } else {
       const V y = x[0] + u[0];
       x[0] = args.mode == RNN_TANH ? tanh(y) : y < 0 ? V{} : y;
@@ -253,7 +253,7 @@ struct Forward : Direction<T> {
   void state(const Row& r, int64_t local, V h, int64_t j) {
     if (args.zoneout_h != 0) {
       const V keep = this->keep(r, 0, j), before = this->state_before(r, fwd.output, j, P - j);
-      h = keep * h + (1 - keep) * before;
+      h = fused(keep, h, (1 - keep) * before);
     }
     store((T*)fwd.output + r.at * P + j, h, P - j);
     put_state(next, local, r.b, j, round_to<T>(h));

@@ -277,6 +277,20 @@ FASTSEQ_INLINE Vec<A> sum_lanes(Vec<A> (&m)[lanes<A>]) {
   return m[0];
 }
 
+// a·b + c, rounded once where the processor can. The compiler fuses products into sums by itself,
+// but in one copy of a loop this way and in another that, and bits must not depend on it.
+template <class V>
+FASTSEQ_INLINE V fused(V a, V b, V c) {
+#if defined(__AVX512F__) && FASTSEQ_VECTOR_BYTES == 64
+  if constexpr (sizeof(a[0]) == 4) return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+  if constexpr (sizeof(a[0]) == 8) return (V)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(__FMA__) && FASTSEQ_VECTOR_BYTES == 32
+  if constexpr (sizeof(a[0]) == 4) return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+  if constexpr (sizeof(a[0]) == 8) return (V)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#endif
+  return a * b + c;
+}
+
 // The value that storing as T and loading again gives.
 template <class T>
 FASTSEQ_INLINE Vec<Acc<T>> round_to(Vec<Acc<T>> v) {
