@@ -1,6 +1,7 @@
 """Turns a case of the models suite into things to run. All weights come from one random model."""
 
 import tempfile
+import timeit
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,17 +118,24 @@ def _ctranslate2(
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "model")
         convert(model, path, quantization=kind)
-        translator = ctranslate2.Translator(
-            path, inter_threads=1, intra_threads=torch.get_num_threads(), compute_type=kind
-        )
+        translators = [
+            ctranslate2.Translator(path, inter_threads=1, intra_threads=n, compute_type=kind)
+            for n in {1, torch.get_num_threads()}
+        ]
     words, reference = ([[str(i) for i in row] for row in x.tolist()] for x in (source, target))
 
-    def run() -> object:
+    def translate(translator: Any) -> object:
         found = translator.translate_batch(
             words, beam_size=case.beam, max_decoding_length=case.steps
         )
         assert len(found[0].hypotheses[0]) == case.steps
         return found
+
+    # Its threads wait for one another long on some machines: it may have one where that is quicker.
+    translator = min(translators, key=lambda t: min(timeit.repeat(lambda: translate(t), number=1)))
+
+    def run() -> object:
+        return translate(translator)
 
     scores = [result.log_probs[: case.steps] for result in translator.score_batch(words, reference)]
     return run, torch.tensor(scores)
