@@ -240,8 +240,6 @@ class Trainer:
         limit = settings.clip or torch.inf
         torch.nn.utils.clip_grad_norm_(self.plain.parameters(), limit)
         self.optimizer.step()
-        # The fused step does not tell, and the decoder packs weights anew when they have changed.
-        torch.autograd.graph.increment_version(list(self.plain.parameters()))
 
         at.step, at.batch = at.step + 1, at.batch + 1
 
