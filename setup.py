@@ -73,7 +73,13 @@ def compile_commands(compiler: list[str], build: Path) -> tuple[list[list[str]],
     csrc = ROOT / "csrc"
     units = [
         (name, csrc / f"{name}.cpp", ["-O1", *torch_flags])
-        for name in ("bindings", "attention_bindings", "additive_bindings", "decoder_bindings")
+        for name in (
+            "bindings",
+            "attention_bindings",
+            "additive_bindings",
+            "decoder_bindings",
+            "beam_bindings",
+        )
     ]
     for isa, (width, flags) in {"portable": (16, ["-O1"] if x86 else []), **x86}.items():
         definitions = [f"-DFASTSEQ_ISA={isa}", f"-DFASTSEQ_VECTOR_BYTES={width}"]

@@ -14,17 +14,9 @@
 namespace {
 
 using at::Tensor;
+using fastseq::check;
 using fastseq::DecoderArgs;
 using OptionalTensor = std::optional<Tensor>;
-
-void check(const Tensor& x, const char* name, at::ScalarType dtype, at::IntArrayRef shape) {
-  TORCH_CHECK(x.device().is_cpu() && x.is_contiguous(), "fastseq: ", name,
-              " must be contiguous on the CPU");
-  TORCH_CHECK(x.scalar_type() == dtype, "fastseq: ", name, " must be ", dtype, ", got ",
-              x.scalar_type());
-  TORCH_CHECK(x.sizes() == shape, "fastseq: ", name, " must have shape ", shape, ", got ",
-              x.sizes());
-}
 
 const float* floats(const Tensor& x, const char* name, at::IntArrayRef shape) {
   check(x, name, at::kFloat, shape);

@@ -29,6 +29,16 @@ inline at::ScalarType acc_type(const at::Tensor& x) {
   return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
+inline void check(const at::Tensor& x, const char* name, at::ScalarType dtype,
+                  at::IntArrayRef shape) {
+  TORCH_CHECK(x.device().is_cpu() && x.is_contiguous(), "fastseq: ", name,
+              " must be contiguous on the CPU");
+  TORCH_CHECK(x.scalar_type() == dtype, "fastseq: ", name, " must be ", dtype, ", got ",
+              x.scalar_type());
+  TORCH_CHECK(x.sizes() == shape, "fastseq: ", name, " must have shape ", shape, ", got ",
+              x.sizes());
+}
+
 inline int usable_threads() {
   return at::in_parallel_region() ? 1 : at::get_num_threads();
 }

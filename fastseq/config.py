@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from . import _extension, kernels
-from .ops import decoder  # noqa: F401 (defines an operator that only generation calls)
+from .ops import beam, decoder  # noqa: F401 (define operators that only generation calls)
 
 OPERATORS = (
     "rnn_scan",
@@ -21,6 +21,7 @@ OPERATORS = (
     "additive_attention_forward",
     "additive_attention_backward",
     "decoder_step",
+    "beam_step",
 )
 DEVICES = {"cpu": "CPU", "cuda": "CUDA"}  # dispatch keys
 

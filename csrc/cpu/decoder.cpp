@@ -11,7 +11,7 @@ class Step {
 public:
   explicit Step(const DecoderArgs& args)
       : a(args), M(a.R * a.t), D(a.d / a.H), inner(most(a.ffn, a.d)),
-        panels((a.V + COLUMNS - 1) / COLUMNS) {}
+        panels((a.V + COLUMNS - 1) / COLUMNS), apart(a.threads > 1 && M <= 4 && a.norm_first) {}
 
   void run() {
     if (M == 0) return;
@@ -31,6 +31,7 @@ private:
     const Worker& worker;
     int64_t phase = 0, norm = 0, matrix = 0;
     const DecoderArgs& a = s.a;
+    const Operand operand = s.operand_of(s.apart ? 1 + worker.index : 0);
 
     void run() {
       share(s.M, [&](int64_t row) { s.embed(row); });
@@ -69,11 +70,18 @@ private:
 
     // The next operand: rows x (M, n) as they are, or x itself after the next norm.
     void prepare(const float* x, int64_t n) {
-      share(s.M, [&](int64_t row) { F::put(s.operand, row, x + row * n, n); });
+      each_row([&](int64_t row) { F::put(operand, row, x + row * n, n); });
     }
     void prepare_normed() {
       const NormWeights* weights = next_norm();
-      share(s.M, [&](int64_t row) { s.norm_row(row, row, weights, room()); });
+      each_row([&](int64_t row) { s.norm_row(row, operand, row, weights, room()); });
+    }
+    // A few rows every thread prepares for itself, sooner than it would wait for another. One that
+    // comes so late that they change meanwhile finds nothing left to do with them.
+    template <class Task>
+    void each_row(const Task& task) {
+      if (!s.apart) return share(s.M, task);
+      for (int64_t row = 0; row < s.M; ++row) task(row);
     }
     const NormWeights* next_norm() {
       const int64_t i = norm++ - !a.norm_first; // where norms come last, none comes at first
@@ -85,7 +93,7 @@ private:
     void product(const Use& use) {
       const Packed& m = a.matrices[matrix++];
       share((m.outputs + COLUMNS - 1) / COLUMNS, [&](int64_t p) {
-        panel_times<F>(s.operand, s.M, m, p, room(), [&](int64_t row, int64_t column, V v) {
+        panel_times<F>(operand, s.M, m, p, room(), [&](int64_t row, int64_t column, V v) {
           if (column < m.outputs) use(row, column, v, m.outputs - column);
         });
       });
@@ -100,8 +108,9 @@ private:
     // Words of each row's last token.
     void words() {
       const NormWeights* weights = next_norm();
+      const Operand shared = s.operand_of(0);
       share(a.R, [&](int64_t row) {
-        s.norm_row(row * a.t + a.t - 1, row, weights, room());
+        s.norm_row(row * a.t + a.t - 1, shared, row, weights, room());
         s.best.clear(row);
       });
       const Packed& m = a.matrices[matrix];
@@ -109,7 +118,7 @@ private:
         const int64_t columns = least(COLUMNS, a.V - p * COLUMNS);
         float* const logits = room() + GROUP * COLUMNS;
         int64_t first = 0;
-        panel_times<F>(s.operand, a.R, m, p, room(), [&](int64_t row, int64_t column, V v) {
+        panel_times<F>(shared, a.R, m, p, room(), [&](int64_t row, int64_t column, V v) {
           const int64_t within = column - p * COLUMNS;
           if (!a.best) {
             if (within < columns) store(a.scores + row * a.V + column, v, columns - within);
@@ -140,8 +149,10 @@ private:
         a.ancestors[row / a.t * a.capacity + a.length + i] = (int32_t)(row / a.t);
   }
 
-  // Operand `to` from row `from` of x, which is normalised in place unless norms come first.
-  void norm_row(int64_t from, int64_t to, const NormWeights* weights, float* room) const {
+  // Row `to` of an operand from row `from` of x, which is normalised in place unless norms come
+  // first.
+  void norm_row(int64_t from, const Operand& operand, int64_t to, const NormWeights* weights,
+                float* room) const {
     float* const row = x + from * a.d;
     float* const out = a.norm_first ? room : row;
     if (weights) normalise(row, *weights, a.d, a.eps, out);
@@ -184,6 +195,11 @@ private:
         [&](int64_t j) { return keys + j * 2 * a.d + a.d; }, room, attended + row * a.d + head * D);
   }
 
+  // The threads' common operand, or the own one of thread i - 1.
+  Operand operand_of(int64_t i) const {
+    return {operands.words + i * M * operands.stride, operands.stride, operands.scales + i * M};
+  }
+
   int64_t phase_count() const { return a.layers * 14 + 4; }
   // A thread's own memory: sums and logits of a group of rows, a row, or the weights of keys.
   int64_t room_size() const {
@@ -197,18 +213,20 @@ private:
     x = memory.take<float>(M * a.d);
     projected = memory.take<float>(M * most(3 * a.d, a.ffn));
     attended = memory.take<float>(M * a.d);
-    operand.stride = padded_stride<float>(F::PER_WORD == 4 ? (inner + 3) / 4 : inner + 1);
-    operand.words = memory.take<float>(M * operand.stride);
-    operand.scales = memory.take<float>(M);
+    const int64_t copies = apart ? 1 + a.threads : 1;
+    operands.stride = padded_stride<float>(F::PER_WORD == 4 ? (inner + 3) / 4 : inner + 1);
+    operands.words = memory.take<float>(copies * M * operands.stride);
+    operands.scales = memory.take<float>(copies * M);
     rooms = memory.take<float>(a.threads * room_size());
     best.cut(memory, a.R, panels, a.best, a.threads);
   }
 
   const DecoderArgs& a;
   const int64_t M, D, inner, panels;
+  const bool apart; // whether every thread has an operand of its own
   Phase* phases;
   float *x, *projected, *attended, *rooms;
-  Operand operand;
+  Operand operands;
   Best best;
 };
 

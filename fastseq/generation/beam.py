@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .decoding import Decoding, Hypothesis, Rows, length_factor
+from ..ops.beam import beam_step, closed
+from .decoding import Decoding, Hypothesis, Rows
 
 
 @dataclass
@@ -44,11 +45,6 @@ class Pool:
         if self.rows.attention is not None and rows.attention is not None:
             self.rows.attention = merge(self.rows.attention, rows.attention)
 
-    def closed(self, attainable: Tensor) -> Tensor:
-        """(n,) sentences that nothing can enter any more that would score ``attainable`` (n,)."""
-        worst = self.scores[:, -1]
-        return ((worst > -torch.inf) & (worst >= attainable)) | (attainable == -torch.inf)
-
     def select(self, sentences: Tensor) -> "Pool":
         n, beam = self.scores.shape
         places = torch.arange(n * beam, device=sentences.device).view(n, beam)[sentences].flatten()
@@ -70,46 +66,35 @@ def search_beams(
     join the pool of finished hypotheses, and the best ``beam`` that do not end go on. A sentence is
     done when its pool is full and no beam, were it to end now, would enter it.
     """
-    device = decoding.rows.tokens.device
     n, width = len(decoding.rows.tokens), 1  # beams of each sentence: at first there is one
-    scores = torch.zeros(n, 1, device=device)
+    scores = torch.zeros(n, 1, device=decoding.rows.tokens.device)
+    given, limit = decoding.rows.forced, decoding.rows.limit
     pool = Pool.empty(decoding.rows, beam)
     results: list[tuple[int, Hypothesis]] = []
     while n:
-        limit, given = (
-            x.view(n, width)[:, :1] for x in (decoding.rows.limit, decoding.rows.forced)
-        )
-        forced = decoding.forced()
         k = min(2 * beam, vocabulary)
-        continued, ids = decoding.best(k)
-        total = (scores[:, :, None] + continued.view(n, width, k)).flatten(1)
-        best, at = total.topk(min(2 * beam, width * k))
-        tokens = ids.view(n, width * k).gather(1, at)
-        parents = at // k + torch.arange(0, n * width, width, device=device)[:, None]
-
-        ends = tokens == decoding.eos_id
-        if forced is not None:
-            ends &= ~forced.view(n, width)[:, :1]
+        continued, ids = (x.view(n, width, k) for x in decoding.best(k))
         length = decoding.length + 1
-        last = length >= limit  # (n, 1)
-        ends |= last
-        factor = length_factor((length - given).clamp(min=1), penalty)
-        going_on = min(beam, best.shape[1] - width)  # at most one continuation of a beam ends it
-        scores, going = torch.where(ends, -torch.inf, best).topk(going_on)
-        attainable = scores[:, 0] / factor[:, 0]
-        parents_going, tokens_going = parents.gather(1, going), tokens.gather(1, going)
+        scores, rows, tokens, ended, ended_rows, ended_tokens, attainable, event = beam_step(
+            scores, continued, ids, pool.scores[:, -1].contiguous(), given, limit,
+            length, beam, decoding.eos_id, penalty,
+        )  # fmt: skip
+        same = width == scores.shape[1]
         # Most steps end neither a hypothesis nor a sentence; they wait for the device only here.
-        if (ends[:, :beam].any() | pool.closed(attainable).any()).item():
-            finished = decoding.rows.select(parents[:, :beam].flatten())
-            finished.tokens[:, decoding.length] = tokens[:, :beam].flatten()
-            ending = torch.where(ends, best, -torch.inf)[:, :beam] / factor
-            pool.add(ending, length, finished)
-            done = last[:, 0] | pool.closed(attainable)
-            left = (~done).nonzero()[:, 0]
-            results += pool.select(done.nonzero()[:, 0]).results(decoding.eos_id)
-            pool, n, scores = pool.select(left), len(left), scores[left]
-            parents_going, tokens_going = parents_going[left], tokens_going[left]
-        width = going_on
-        decoding.select(parents_going.flatten())
-        decoding.append(tokens_going.flatten())
+        if event.item():
+            finished = decoding.rows.select(ended_rows.flatten())
+            finished.tokens[:, decoding.length] = ended_tokens.flatten()
+            pool.add(ended, length, finished)
+            done = (length >= limit) | closed(pool.scores[:, -1], attainable)
+            if done.any().item():
+                left, same = (~done).nonzero()[:, 0], False
+                results += pool.select(done.nonzero()[:, 0]).results(decoding.eos_id)
+                pool, n, scores = pool.select(left), len(left), scores[left]
+                rows, tokens, given, limit = (x[left] for x in (rows, tokens, given, limit))
+        width = scores.shape[1]
+        if same:
+            decoding.reorder(rows.flatten())
+        else:
+            decoding.select(rows.flatten())
+        decoding.append(tokens.flatten())
     return results

@@ -44,8 +44,14 @@ class Rows:
     def select(self, rows: Tensor) -> "Rows":
         attention = None if self.attention is None else self.attention[rows]
         fields = self.tokens, self.forced, self.limit, self.sentence
-        tokens, forced, limit, sentence = (x[rows] for x in fields)
+        tokens, forced, limit, sentence = (x.index_select(0, rows) for x in fields)
         return Rows(tokens, forced, limit, sentence, attention)
+
+    def reorder(self, rows: Tensor) -> None:
+        """``select`` in place, where each row is followed by one of its own sentence."""
+        self.tokens = self.tokens.index_select(0, rows)
+        if self.attention is not None:
+            self.attention = self.attention.index_select(0, rows)
 
     def hypotheses(self, lengths: Tensor, scores: Tensor, eos_id: int) -> list[Hypothesis]:
         """The rows as results; ``lengths`` (R,) counts tokens with the end of sentence."""
@@ -123,6 +129,11 @@ class Decoding:
     def select(self, rows: Tensor) -> None:
         """Keeps, repeats and reorders rows by index (R',)."""
         self.rows = self.rows.select(rows)
+        self.state.select(rows)
+
+    def reorder(self, rows: Tensor) -> None:
+        """``select`` where each row is followed by one of its own sentence."""
+        self.rows.reorder(rows)
         self.state.select(rows)
 
 

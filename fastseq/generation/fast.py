@@ -37,9 +37,9 @@ class FastState:
 
     def select(self, rows: Tensor) -> None:
         """Keeps, reorders or repeats rows: row i becomes what rows[i] was."""
-        self.ancestors = self.ancestors[rows]
+        self.ancestors = self.ancestors.index_select(0, rows)
         if self.spans is not None:
-            self.spans = self.spans[rows]
+            self.spans = self.spans.index_select(0, rows)
 
     def reserve(self, tokens: int) -> None:
         """Makes room for so many more tokens of every row."""
@@ -83,20 +83,11 @@ class FastDecoder:
         self.model, self.weights, self.config = model, weights, model.config
         self._packed = packed_weights(model, weights)
 
-    @property
-    def training(self) -> bool:
-        return self.model.training
-
-    def train(self, mode: bool = True) -> "FastDecoder":
-        """Sets the mode of the model, whose encoder is in use."""
-        self.model.train(mode)
-        return self
-
-    def eval(self) -> "FastDecoder":
-        return self.train(False)
-
     def parameters(self) -> Iterator[Tensor]:
         return self.model.parameters()
+
+    def modules(self) -> Iterator[torch.nn.Module]:
+        return self.model.modules()
 
     @torch.no_grad()
     def begin(
@@ -152,7 +143,8 @@ class FastDecoder:
                 f"tokens must be ({len(state.ancestors)}, t) with t >= 1, got {tuple(tokens.shape)}"
             )
         state.reserve(steps)
-        for part in tokens.split(max(1, MOST_ROWS // max(rows, 1)), 1):
+        few = rows * steps <= MOST_ROWS
+        for part in (tokens,) if few else tokens.split(max(1, MOST_ROWS // rows), 1):
             results = decoder_step(
                 part, state.cache, state.ancestors, state.length,
                 packed.words, packed.word_scale, packed.places, packed.angles,

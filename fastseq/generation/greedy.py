@@ -40,6 +40,7 @@ def search_rows(decoding: Decoding, choose: Choose, penalty: float) -> list[tupl
     """Decodes every row to its end: (sentence, hypothesis) of each, as they end."""
     results: list[tuple[int, Hypothesis]] = []
     total = torch.zeros(len(decoding.rows.tokens), device=decoding.rows.tokens.device)
+    shortest = int(decoding.rows.limit.min())
     while len(total):
         forced = decoding.forced()
         scores, tokens = choose(decoding)
@@ -48,9 +49,10 @@ def search_rows(decoding: Decoding, choose: Choose, penalty: float) -> list[tupl
         ended = tokens == decoding.eos_id
         if forced is not None:
             ended &= ~forced
-        ended |= decoding.length >= decoding.rows.limit
-        left = (~ended).nonzero()[:, 0]  # the step's one wait for the device
-        if len(left) < len(total):
+        if decoding.length >= shortest:
+            ended |= decoding.length >= decoding.rows.limit
+        if ended.any().item():  # the step's one wait for the device
+            left = (~ended).nonzero()[:, 0]
             gone = decoding.rows.select(ended.nonzero()[:, 0])
             factor = length_factor(decoding.length - gone.forced, penalty)
             lengths = torch.full_like(gone.limit, decoding.length)

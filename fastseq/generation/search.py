@@ -172,12 +172,14 @@ def _first_rows(
 
 @contextmanager
 def _evaluating(model: Any) -> Iterator[None]:
-    training = model.training
+    training = [part for part in model.modules() if part.training]
     try:
-        model.eval()
+        for part in training:
+            part.training = False
         yield
     finally:
-        model.train(training)
+        for part in training:
+            part.training = True
 
 
 def _check_numbers(
