@@ -60,7 +60,7 @@ def scaled_dot_product_attention(
             )
         return result
     leading, q, k, v = query.shape[:-3], query, key, value
-    if query.dim() != 4 or not leading == key.shape[:-3] == value.shape[:-3]:
+    if query.dim() != 4 or not leading[0] == key.shape[0] == value.shape[0]:
         leading = torch.broadcast_shapes(leading, key.shape[:-3], value.shape[:-3])
         q, k, v = (_four_dimensional(x, leading) for x in (query, key, value))
     if q.shape[1] > k.shape[1] == 1 and not enable_gqa:
@@ -105,7 +105,7 @@ def _fits(
     q, k, v = query.shape, key.shape, value.shape
     if q[-1] != k[-1] or k[-2] != v[-2]:
         return False
-    if dims > 2:
+    if dims > 2 and not q == k == v:
         grouped = enable_gqa and k[-3] > 0 and q[-3] % k[-3] == 0
         if v[-3] != k[-3] or not (q[-3] == k[-3] or k[-3] == 1 or grouped):
             return False

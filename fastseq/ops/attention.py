@@ -72,7 +72,7 @@ for _name, _implementation, _fake in (
     ("attention_decode", reference.attention_decode, _fake_decode),
 ):
     register(_library, _name, _implementation, _fake)
-_extension.load()
+_native = _extension.load()
 
 _forward = torch.ops.fastseq.attention_forward.default
 _backward = torch.ops.fastseq.attention_backward.default
@@ -154,7 +154,7 @@ torch.library.register_autograd(
 torch.library.register_autograd(
     "fastseq::attention_backward", _second_gradients, setup_context=_setup_backward, lib=_library
 )
-_attention = eager(_forward, _setup_forward, _gradients_of_operator)
+_attention = eager(_forward, _setup_forward, _gradients_of_operator, native=_native)
 for _name in ("attention_forward", "attention_backward", "attention_decode"):
     torch.library.register_vmap(
         f"fastseq::{_name}", loop_over(getattr(torch.ops.fastseq, _name)), lib=_library

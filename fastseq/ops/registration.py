@@ -18,10 +18,13 @@ def register(library: Any, name: str, plain: Callable, fake: Callable) -> None:
         library.impl(name, getattr(kernels, name), "CUDA")
 
 
-def eager(op: Callable, setup_context: Callable, backward: Callable) -> Callable:
+def eager(
+    op: Callable, setup_context: Callable, backward: Callable, *, native: bool = False
+) -> Callable:
     """``op`` for plain eager calls, without torch.library's generic wrapper.
 
-    That takes longer than attention over a short sequence. Traced calls go through the operator.
+    That takes longer than attention over a short sequence. Traced calls go through the operator,
+    as do calls on the CPU if its gradient there is ``native``, in C++.
     """
 
     def direct(*arguments: Any) -> Any:
@@ -38,7 +41,7 @@ def eager(op: Callable, setup_context: Callable, backward: Callable) -> Callable
     function: Any = type(str(op).split(".")[1], (torch.autograd.Function,), methods)
 
     def call(*arguments: Any) -> Any:
-        if is_traced():
+        if is_traced() or (native and arguments[0].is_cpu):
             return op(*arguments)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
             return function.apply(*arguments)
