@@ -54,7 +54,8 @@ class Corpus:
         """An epoch's pairs: every document cut into runs of sentences of about ``max_length``.
 
         One in ten runs is cut shorter, at random. Half of the runs are parted in two; to the first
-        part of the others comes a run of another document, and the rest of theirs goes back.
+        part of the others comes a run of another document, and the rest of theirs goes back. A run
+        of a single sentence is parted within it, and then so is what comes from elsewhere.
         """
         rng = random.Random(mix(seed, epoch))
         return [pair for d in range(len(self.documents)) for pair in self._cut(d, max_length, rng)]
@@ -65,20 +66,32 @@ class Corpus:
         while start < end:
             target = rng.randint(2, room) if rng.random() < 0.1 else room
             stop = self._run(start, end, target)
-            middle = start + 1 if stop - start < 2 else rng.randint(start + 1, stop - 1)
-            if stop - start < 2 or rng.random() < 0.5:
-                first, last = self._elsewhere(document, target, middle - start, rng)
-                follows, stop = False, middle
+            follows = rng.random() < 0.5
+            if stop - start == 1:
+                first, cut, last = self._parted(start, rng)
+                follows = follows and cut < last
+                a, b = (first, cut), (cut, last)
+                if not follows:
+                    first, cut, last = self._parted(self._elsewhere(document, rng)[0], rng)
+                    b = (cut, last) if cut < last else (first, last)
             else:
-                first, last, follows = middle, stop, True
-            a, b = _truncate(
-                (self._ends[start], self._ends[middle]),
-                (self._ends[first], self._ends[last]),
-                room,
-                rng,
-            )
-            yield SentencePair(a, b, follows)
+                middle = rng.randint(start + 1, stop - 1)
+                a, b = self._span(start, middle), self._span(middle, stop)
+                if not follows:
+                    first, last = self._elsewhere(document, rng)
+                    b = self._span(first, self._run(first, last, max(1, target // 2)))
+                    stop = middle
+            yield SentencePair(*_truncate(a, b, room, rng), follows)
             start = stop
+
+    def _span(self, start: int, stop: int) -> tuple[int, int]:
+        """The tokens of sentences."""
+        return self._ends[start], self._ends[stop]
+
+    def _parted(self, sentence: int, rng: random.Random) -> tuple[int, int, int]:
+        """First token of a sentence, a cut within it, and its end; one token is cut at its end."""
+        first, last = self._span(sentence, sentence + 1)
+        return first, rng.randint(first + 1, max(first + 1, last - 1)), last
 
     def _run(self, start: int, end: int, target: int) -> int:
         """Where a run of sentences from ``start`` ends that has ``target`` tokens, or the last."""
@@ -87,11 +100,11 @@ class Corpus:
             stop += 1
         return stop
 
-    def _elsewhere(self, document: int, target: int, sentences: int, rng: random.Random):
+    def _elsewhere(self, document: int, rng: random.Random) -> tuple[int, int]:
+        """A sentence of another document, and that document's end."""
         other = rng.randrange(len(self.documents) - 1)
         begin, end = self.documents[other + (other >= document)]
-        first = rng.randrange(begin, end)
-        return first, self._run(first, end, max(1, target // 2))
+        return rng.randrange(begin, end), end
 
 
 def _truncate(a: tuple[int, int], b: tuple[int, int], room: int, rng: random.Random):

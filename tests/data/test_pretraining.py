@@ -31,6 +31,27 @@ def test_pairs_follow_or_come_from_elsewhere(corpus):
     assert 0.35 < follows < 0.6
 
 
+def test_single_sentences_are_parted_within():
+    documents = [[[1000 * d + t for t in range(1 + d % 20)]] for d in range(1, 400)]
+    corpus = Corpus(documents)
+    flat, pairs = corpus.tokens.flat, corpus.pairs(16, seed=1, epoch=0)
+    assert len(pairs) == len(documents)
+    for pair, (document,) in zip(pairs, documents):
+        a, b = flat[slice(*pair.a)].tolist(), flat[slice(*pair.b)].tolist()
+        assert a and b and pair.length <= 16
+        assert {x // 1000 for x in a} == {document[0] // 1000}
+        assert pair.follows == (b[0] // 1000 == document[0] // 1000)
+        if pair.follows and len(document) <= 13:
+            assert a + b == document
+        if len(document) == 1:
+            assert a == document and not pair.follows
+    follows = sum(pair.follows for pair in pairs) / len(pairs)
+    assert 0.4 < follows < 0.55
+    # What comes from elsewhere begins within a sentence, too: the beginning tells nothing.
+    begins = [flat[p.b[0]].item() % 1000 == 0 for p in pairs if not p.follows]
+    assert sum(begins) / len(begins) < 0.2
+
+
 def test_pairs_follow_from_seed_and_epoch(corpus):
     assert corpus.pairs(40, 1, 0) == corpus.pairs(40, 1, 0)
     assert corpus.pairs(40, 1, 0) != corpus.pairs(40, 1, 1)
@@ -40,7 +61,8 @@ def test_without_room_for_both_the_longer_part_gives(corpus):
     long = Corpus([[list(range(10, 200))] * 2, [list(range(300, 490))] * 2])
     for pair in long.pairs(64, 0, 0):
         assert pair.length == 64
-        assert abs((pair.a[1] - pair.a[0]) - (pair.b[1] - pair.b[0])) <= 1
+        sizes = pair.a[1] - pair.a[0], pair.b[1] - pair.b[0]
+        assert abs(sizes[0] - sizes[1]) <= 1 or min(sizes) < 30  # the shorter one is whole
 
 
 def test_assembled_pairs_have_segments(corpus):
