@@ -99,8 +99,9 @@ class Transformer(AttentionModel):
     ) -> "Transformer":
         """An encoder-decoder that starts from a BERT (Rothe et al., arXiv 1907.12461).
 
-        The encoder is BERT's, whose first segment is added to the positions. What BERT does not
-        have is drawn as in BERT, normal with standard deviation 0.02.
+        The encoder is BERT's, whose first segment is added to learned positions, or else to words:
+        where these are the output projection, all logits move alike. What BERT does not have is
+        drawn as in BERT, normal with standard deviation 0.02.
 
         Args:
             decoder_layers: as many as the encoder's if None.
@@ -108,13 +109,8 @@ class Transformer(AttentionModel):
                 the vocabularies are one, words start from BERT's, too.
             changes: fields of the configuration to set otherwise: another vocab_size, with its
                 bos_id and eos_id (BERT's are those of [CLS] and [SEP]).
-
-        Raises:
-            ValueError: BERT's positions are not learned.
         """
         theirs = bert.config
-        if theirs.positions != "learned":
-            raise ValueError(f"bert should have learned positions, got {theirs.positions}")
         own = {field.name for field in dataclasses.fields(TransformerConfig)}
         fields = {name: x for name, x in dataclasses.asdict(theirs).items() if name in own}
         same_words = changes.get("vocab_size", theirs.vocab_size) == theirs.vocab_size
@@ -132,7 +128,8 @@ class Transformer(AttentionModel):
         model.to(like.device, like.dtype)
         model.encoder.load_state_dict(bert.encoder.state_dict())
         start = bert.embedding.state_dict()
-        start["positions.weight"] = start["positions.weight"] + start.pop("segments.weight")[0]
+        shifted = "positions.weight" if "positions.weight" in start else "words.weight"
+        start[shifted] = start[shifted] + start.pop("segments.weight")[0]
         model.source_embedding.load_state_dict(start)
         if decoder_from_bert:
             if not same_words:
