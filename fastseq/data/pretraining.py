@@ -81,7 +81,8 @@ class Corpus:
                     first, last = self._elsewhere(document, rng)
                     b = self._span(first, self._run(first, last, max(1, target // 2)))
                     stop = middle
-            yield SentencePair(*_truncate(a, b, room, rng), follows)
+            a, b = _truncate(a, b, room, rng)
+            yield SentencePair(a, b, follows)
             start = stop
 
     def _span(self, start: int, stop: int) -> tuple[int, int]:
