@@ -18,6 +18,7 @@ app.command()(cli_use.classify)
 app.command()(cli_use.answer)
 app.command()(cli_show.evaluate)
 app.command()(cli_show.plot_attention)
+app.command()(cli_show.plot_scores)
 app.command()(cli_show.demo)
 app.add_typer(cli_train.corpus, name="corpus")
 

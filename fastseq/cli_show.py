@@ -1,4 +1,4 @@
-"""The commands that show what a model does: ``evaluate``, ``plot-attention``, ``demo``."""
+"""The commands that show what a model does: ``evaluate``, ``plot-…``, ``demo``."""
 
 import json
 from pathlib import Path
@@ -89,6 +89,21 @@ def plot_attention(
         with replacing(out) as temporary:
             use.plot(alignment).savefig(temporary)
     typer.echo(alignment.text)
+
+
+def plot_scores(
+    sources: Annotated[
+        list[Path], typer.Argument(help="Run folders, or JSON files that evaluate wrote.")
+    ],
+    out: Annotated[Path, typer.Option(help="Picture: .png, .svg, .pdf …")],
+    score: Annotated[str, typer.Option(help="bleu, chrf, accuracy, loss …")] = "bleu",
+) -> None:
+    """Draw scores: of runs as they learn, or of evaluations by the length of the source."""
+    from . import use
+    from ._replacing import replacing
+
+    with errors_told(ValueError), replacing(out) as temporary:
+        use.plot_scores(sources, score).savefig(temporary)
 
 
 def demo(

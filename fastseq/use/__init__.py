@@ -9,6 +9,7 @@ translator(["Good morning.", "The file was not found."])
 from .alignment import Alignment, align, plot
 from .evaluation import evaluate
 from .reading import Answer, Classification, Classifier, QuestionAnswerer
+from .scores import plot_scores
 from .trained import TextError, Trained
 from .writing import Candidate, Summarizer, TextGenerator, Translator
 
@@ -27,4 +28,5 @@ __all__ = [
     "align",
     "evaluate",
     "plot",
+    "plot_scores",
 ]

@@ -106,17 +106,11 @@ def plot(alignment: Alignment) -> Any:
     Raises:
         ImportError: matplotlib is not there.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError(
-            "matplotlib is not installed: pip install fastseq[demo]", name="matplotlib"
-        ) from None
     rows, columns = alignment.weights.shape
     # A cell is 0.36 inches wide and high; beside it stand labels, of about so much a letter.
     width = 1.1 + 0.36 * columns + 0.09 * max(map(len, alignment.target))
     height = 0.3 + 0.36 * rows + 0.09 * max(map(len, alignment.source))
-    figure = Figure(figsize=(width, height), dpi=144)
+    figure = new_figure(figsize=(width, height), dpi=144)
     figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
     axes = figure.add_subplot()
     image = axes.imshow(alignment.weights.numpy(), cmap="Blues", vmin=0, aspect="equal")
@@ -136,3 +130,18 @@ def plot(alignment: Alignment) -> Any:
     bar.ax.tick_params(labelsize=8, length=0)
     bar.set_label("attention", fontsize=8)
     return figure
+
+
+def new_figure(**options: Any) -> Any:
+    """A ``matplotlib.figure.Figure``.
+
+    Raises:
+        ImportError: matplotlib is not there.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError(
+            "matplotlib is not installed: pip install fastseq[demo]", name="matplotlib"
+        ) from None
+    return Figure(**options)

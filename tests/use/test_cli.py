@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from fastseq.cli import app
 from fastseq.data import read_squad
-from fastseq.use import Classifier, QuestionAnswerer, Translator
+from fastseq.use import Classifier, QuestionAnswerer, Translator, plot_scores
 
 runner = CliRunner()
 
@@ -165,6 +165,30 @@ def test_attention_is_drawn(translation, tmp_path):
     assert done.exit_code == 1
     assert "poem" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
+
+
+def test_scores_are_drawn(translation, tmp_path):
+    pytest.importorskip("matplotlib")
+    out, scores = tmp_path / "picture.png", tmp_path / "scores.json"
+    parts = [{"from": 1, "to": 5, "bleu": 7.0}, {"from": 6, "to": None, "bleu": 5.0}]
+    scores.write_text(json.dumps({"bleu": 6.0, "by_length": parts}))
+    for source in (translation.folder, scores):
+        done = runner.invoke(app, ["plot-scores", str(source), str(source), "--out", str(out)])
+        assert done.exit_code == 0, done.output
+        assert out.read_bytes().startswith(b"\x89PNG")
+        out.unlink()
+    (axes,) = plot_scores([scores]).axes
+    assert axes.lines[0].get_ydata().tolist() == [7, 5]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1–5", "6–"]
+    for arguments, message in (
+        ([translation.folder, scores], "but not both"),
+        ([scores, "--score", "chrf"], "scores.json: no 'chrf'; there is: bleu, from, to"),
+        ([translation.folder / "log.jsonl"], "no scores by length"),
+        ([tmp_path], "log.jsonl"),
+    ):
+        done = runner.invoke(app, ["plot-scores", *map(str, arguments), "--out", str(out)])
+        assert done.exit_code == 1
+        assert message in done.stderr and not out.exists()
 
 
 @pytest.mark.parametrize(
