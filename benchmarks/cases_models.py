@@ -20,7 +20,8 @@ class Case:
     """One comparison.
 
     ``decode``: a translation model of random weights that never ends by itself, 24 source and
-    ``steps`` target tokens. ``train``: loss and gradients of a batch of real sentences' lengths.
+    ``steps`` target tokens. ``train``: loss and gradients of a batch of real sentences' lengths, as
+    they come, or ``bucketed``: of about one length, so that others compute little padding either.
     ``weights`` are those that decode; ``dtype`` is that of autocast.
     """
 
@@ -34,6 +35,7 @@ class Case:
     dtype: torch.dtype = torch.float32
     weights: torch.dtype = torch.float32
     steps: int = 40
+    bucketed: bool = False
     quick: bool = False  # also in the short suite
 
     @property
@@ -47,7 +49,7 @@ class Case:
         parts = [
             f"{self.model} {self.size}",
             f"B{self.batch}",
-            search if self.kind == "decode" else "",
+            search if self.kind == "decode" else "bucketed" if self.bucketed else "",
             *(str(x).removeprefix("torch.") for x in narrow),
             f"against {self.baseline}",
         ]
@@ -87,3 +89,7 @@ def _training(device: torch.device) -> Iterator[Case]:
                     f"training against {baseline}{kind}", "train", model, baseline, 32,
                     dtype=dtype, quick=quick,
                 )  # fmt: skip
+            yield Case(
+                f"training against torch{kind}", "train", model, "torch", 32, dtype=dtype,
+                bucketed=True,
+            )  # fmt: skip

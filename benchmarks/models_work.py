@@ -145,7 +145,10 @@ def _ctranslate2(
 
 
 def _train(case: Case, device: torch.device) -> Workload:
-    pairs = real_lengths()[: case.batch]
+    pairs = real_lengths()
+    if case.bucketed:
+        pairs = sorted(pairs, key=sum)[len(pairs) // 2 :]
+    pairs = pairs[: case.batch]
     vocabulary = SIZES[case.size][4]
 
     def tokens(lengths: Tensor) -> Tensor:

@@ -179,7 +179,8 @@ def _launch(
     widths = {"BD": heads.width, "BDV": heads.value_width, "BK": 32}
     choices: tuple[Tile, ...] = tiles(name, heads, limits_of(values["q"].device))
     context = copy_context()  # in which Triton keeps what allocates: the user's own stays
-    context.run(triton.set_allocator, _room_for_descriptors)
+    if any(tile.TMA for tile in choices):
+        context.run(triton.set_allocator, _room_for_descriptors)
     context.run(launch_fastest, kernel, {**values, **widths}, choices, programs, _TUNED_BY)
 
 

@@ -74,7 +74,7 @@ def test_forward_and_gradients(name: str) -> None:
     "name", ["transformer", "transformer-post-gelu", "gpt", "bert", "lstm-additive", "gru-dot"]
 )
 def test_training_goes_the_same_way(name: str, dtype: torch.dtype) -> None:
-    """100 updates on the same batches: the loss falls, and by as much."""
+    """Hundreds of updates on the same batches: the loss falls, and by as much."""
     ours = CASES[name]().to(dtype)
     theirs = counterpart(ours)
     heads = [nn.Identity(), nn.Identity()]
@@ -86,7 +86,8 @@ def test_training_goes_the_same_way(name: str, dtype: torch.dtype) -> None:
     batches = [arguments(ours) for _ in range(4)]
     real = torch.arange(int(TARGET_LENGTHS.max())) < TARGET_LENGTHS[:, None]
     curves: list[list[float]] = [[], []]
-    for step in range(100):
+    updates = 300 if dtype == torch.float32 else 100
+    for step in range(updates):
         given = batches[step % 4]
         words = given[2 if len(given) == 4 else 0][real]
         for (model, head), optimizer, curve in zip(models, optimizers, curves, strict=True):
@@ -97,7 +98,7 @@ def test_training_goes_the_same_way(name: str, dtype: torch.dtype) -> None:
             optimizer.step()
             curve.append(loss.item())
     mine, others = torch.tensor(curves, dtype=torch.float64)
+    grown = torch.arange(1, updates + 1)
     assert mine[-4:].mean() < 0.8 * mine[:4].mean()
-    grown = torch.linspace(1, 100, 100)
-    bound = 2e-5 if dtype == torch.float32 else 1e-11
+    bound = 5e-6 if dtype == torch.float32 else 1e-13
     assert ((mine - others).abs() <= bound * grown).all()
