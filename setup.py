@@ -26,6 +26,7 @@ KERNELS = [
     "rnn_backward",
     "attention_forward",
     "attention_backward",
+    "attention_weights",
     "attention_decode",
     "additive_forward",
     "additive_backward",

@@ -47,6 +47,12 @@ struct AttentionBackwardArgs : AttentionArgs {
   int64_t mask_sizes[4];
 };
 
+// v and out stay empty; lse is given.
+struct AttentionWeightsArgs : AttentionArgs {
+  void* weights; // (B, Hq, Sq, Sk) of dtype, contiguous, or their mean over heads (B, Sq, Sk)
+  bool average;
+};
+
 // A few queries of each sequence against its cache.
 struct DecodeArgs {
   DType dtype;

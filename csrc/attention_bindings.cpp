@@ -136,19 +136,23 @@ fastseq::Mask mask_of(Arguments& arguments, const Tensor& mask, const Tensor& q,
 }
 
 void set_common(Arguments& arguments, AttentionArgs& a, const Tensor& q, const Tensor& k,
-                const Tensor& v, const OptionalTensor& mask, const OptionalTensor& cu_seqlens_q,
-                const OptionalTensor& cu_seqlens_k, const OptionalTensor& alibi_slopes,
-                const OptionalTensor& seed, const Options& o) {
+                const OptionalTensor& v, const OptionalTensor& mask,
+                const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_k,
+                const OptionalTensor& alibi_slopes, const OptionalTensor& seed, const Options& o) {
   a.dtype = dtype_of(q, "q");
   a.q = arguments.tokens(q, "q", q);
   a.k = arguments.tokens(k, "k", q);
-  a.v = arguments.tokens(v, "v", q);
   a.B = q.size(0), a.Hq = q.size(1), a.Sq = q.size(2), a.D = q.size(3);
-  a.Hk = k.size(1), a.Sk = k.size(2), a.Dv = v.size(3);
+  a.Hk = k.size(1), a.Sk = k.size(2);
   TORCH_CHECK(k.size(0) == a.B && k.size(3) == a.D, "fastseq: k must be (", a.B,
               ", heads, tokens, ", a.D, ") to go with q, got ", k.sizes());
-  TORCH_CHECK(v.size(0) == a.B && v.size(1) == a.Hk && v.size(2) == a.Sk, "fastseq: v must be (",
-              a.B, ", ", a.Hk, ", ", a.Sk, ", width) to go with k, got ", v.sizes());
+  if (v) {
+    a.v = arguments.tokens(*v, "v", q);
+    a.Dv = v->size(3);
+    TORCH_CHECK(v->size(0) == a.B && v->size(1) == a.Hk && v->size(2) == a.Sk,
+                "fastseq: v must be (", a.B, ", ", a.Hk, ", ", a.Sk, ", width) to go with k, got ",
+                v->sizes());
+  }
   TORCH_CHECK(a.Hk > 0 ? a.Hq % a.Hk == 0 : a.Hq == 0, "fastseq: the heads of k, ", a.Hk,
               ", must divide those of q, ", a.Hq);
   TORCH_CHECK(cu_seqlens_q.has_value() == cu_seqlens_k.has_value(),
@@ -270,6 +274,25 @@ attention_backward(const Tensor& grad_out, const OptionalTensor& grad_lse, const
   return {grad_q, grad_k, grad_v, grad_mask};
 }
 
+Tensor attention_weights(const Tensor& q, const Tensor& k, const Tensor& lse,
+                         const OptionalTensor& mask, const OptionalTensor& alibi_slopes,
+                         const OptionalTensor& seed, double scale, int64_t window_left,
+                         int64_t window_right, bool bottom_right, double softcap, double dropout_p,
+                         int64_t max_seqlen_q, int64_t max_seqlen_k, bool average) {
+  Arguments arguments;
+  fastseq::AttentionWeightsArgs a{};
+  set_common(arguments, a, q, k, std::nullopt, mask, std::nullopt, std::nullopt, alibi_slopes, seed,
+             {scale, window_left, window_right, bottom_right, softcap, dropout_p, max_seqlen_q,
+              max_seqlen_k});
+  TORCH_CHECK(!average || a.Hq > 0, "fastseq: no heads to average over");
+  a.lse = const_cast<void*>(arguments.contiguous(lse, "lse", {a.B, a.Hq, a.Sq}, acc_type(q)));
+  const Tensor weights = average ? at::empty({a.B, a.Sq, a.Sk}, q.options())
+                                 : at::empty({a.B, a.Hq, a.Sq, a.Sk}, q.options());
+  a.weights = weights.data_ptr(), a.average = average;
+  fastseq::kernels().attention_weights(&a);
+  return weights;
+}
+
 std::tuple<Tensor, Tensor> attention_decode(const Tensor& q, const Tensor& k_cache,
                                             const Tensor& v_cache, const Tensor& cache_seqlens,
                                             const OptionalTensor& block_table,
@@ -332,5 +355,6 @@ std::tuple<Tensor, Tensor> attention_decode(const Tensor& q, const Tensor& k_cac
 TORCH_LIBRARY_IMPL(fastseq, CPU, m) {
   m.impl("attention_forward", attention_forward);
   m.impl("attention_backward", attention_backward);
+  m.impl("attention_weights", attention_weights);
   m.impl("attention_decode", attention_decode);
 }

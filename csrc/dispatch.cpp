@@ -15,6 +15,7 @@
   extern "C" void fastseq_rnn_backward_##isa(const fastseq::BackwardArgs*);                        \
   extern "C" void fastseq_attention_forward_##isa(const fastseq::AttentionArgs*);                  \
   extern "C" void fastseq_attention_backward_##isa(const fastseq::AttentionBackwardArgs*);         \
+  extern "C" void fastseq_attention_weights_##isa(const fastseq::AttentionWeightsArgs*);           \
   extern "C" void fastseq_attention_decode_##isa(const fastseq::DecodeArgs*);                      \
   extern "C" void fastseq_additive_forward_##isa(const fastseq::AdditiveForwardArgs*);             \
   extern "C" void fastseq_additive_backward_##isa(const fastseq::AdditiveBackwardArgs*);           \
@@ -60,7 +61,8 @@ const std::vector<Build>& builds() {
 #define FASTSEQ_BUILD(isa)                                                                         \
   {                                                                                                \
     #isa, fastseq_rnn_forward_##isa, fastseq_rnn_backward_##isa, fastseq_attention_forward_##isa,  \
-        fastseq_attention_backward_##isa, fastseq_attention_decode_##isa,                          \
+        fastseq_attention_backward_##isa, fastseq_attention_weights_##isa,                         \
+        fastseq_attention_decode_##isa,                                                            \
         fastseq_additive_forward_##isa, fastseq_additive_backward_##isa, fastseq_decoder_##isa,    \
         fastseq_decoder_columns_##isa                                                              \
   }
@@ -164,6 +166,7 @@ void load_kernels(const std::string& path, const std::string& name) {
   take(loaded.rnn_backward, "fastseq_rnn_backward_");
   take(loaded.attention_forward, "fastseq_attention_forward_");
   take(loaded.attention_backward, "fastseq_attention_backward_");
+  take(loaded.attention_weights, "fastseq_attention_weights_");
   take(loaded.attention_decode, "fastseq_attention_decode_");
   take(loaded.additive_forward, "fastseq_additive_forward_");
   take(loaded.additive_backward, "fastseq_additive_backward_");

@@ -17,6 +17,7 @@ struct Kernels {
   void (*rnn_backward)(const BackwardArgs*);
   void (*attention_forward)(const AttentionArgs*);
   void (*attention_backward)(const AttentionBackwardArgs*);
+  void (*attention_weights)(const AttentionWeightsArgs*);
   void (*attention_decode)(const DecodeArgs*);
   void (*additive_forward)(const AdditiveForwardArgs*);
   void (*additive_backward)(const AdditiveBackwardArgs*);

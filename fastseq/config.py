@@ -17,6 +17,7 @@ OPERATORS = (
     "rnn_cell_backward",
     "attention_forward",
     "attention_backward",
+    "attention_weights",
     "attention_decode",
     "additive_attention_forward",
     "additive_attention_backward",

@@ -14,7 +14,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
     """``torch.nn.MultiheadAttention`` on fused attention.
 
     Constructor, parameters, ``state_dict``, initial values, results and errors are torch's. With
-    ``need_weights`` the weights of a few heads at a time are made; without, none are. Masks may
+    ``need_weights`` the weights are made again from the log-sum-exp; without, none are. Masks may
     require gradients. A query whose keys are all masked gets zeros, where torch gives NaN or zeros
     according to the path it takes. Very short calls without masks or gradients, on the CPU, are
     torch's own.

@@ -1,21 +1,19 @@
 """Attention as differentiable operators; no kernel holds a (queries, keys) matrix.
 
-``fastseq::attention_forward``, ``attention_backward`` and ``attention_decode`` run in C++ on the
-CPU, in Triton on CUDA, and in plain PyTorch (``fastseq.reference.attention``, which also states the
-maths) elsewhere. Shapes: q (B, Hq, Sq, D), k (B, Hk, Sk, D), v (B, Hk, Sk, Dv).
+``fastseq::attention_forward``, ``attention_backward``, ``attention_weights`` and
+``attention_decode`` run in C++ on the CPU, in Triton on CUDA (but for the weights), and in plain
+PyTorch (``fastseq.reference.attention``, which also states the maths) elsewhere. Shapes: q (B, Hq,
+Sq, D), k (B, Hk, Sk, D), v (B, Hk, Sk, Dv).
 """
 
-import functools
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _extension
 from ..reference import attention as reference
 from ..reference.rnn import accumulate_dtype
-from .gemm import widens
 from .registration import autocast, eager, register, second_gradients
 from .traced import is_traced, plain_autograd_only
 from .vmap import loop_over
@@ -38,6 +36,10 @@ _library.define(
     "-> (Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_mask)"
 )
 _library.define(
+    "attention_weights(Tensor q, Tensor k, Tensor lse, Tensor? mask, Tensor? alibi_slopes, "
+    f"Tensor? seed, {_OPTIONS}, bool average) -> Tensor"
+)
+_library.define(
     "attention_decode(Tensor q, Tensor k_cache, Tensor v_cache, Tensor cache_seqlens, "
     "Tensor? block_table, Tensor? alibi_slopes, float scale, int window_left, int window_right, "
     "float softcap) -> (Tensor out, Tensor lse)"
@@ -46,7 +48,6 @@ _NUM_OPTIONS = 8
 # So many multiplications of q·kᵀ take no longer than the way to our kernel, which leads through
 # Python: shorter calls are best left to torch's own functions.
 SHORT = 2**19
-_WEIGHTS_AT_ONCE = 2**20  # so that they stay in a core's cache
 
 
 def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *context: Any) -> tuple[Tensor, Tensor]:
@@ -62,6 +63,11 @@ def _fake_backward(
     return (*laid, mask.new_empty(mask.shape) if need_mask else q.new_empty(0))
 
 
+def _fake_weights(q: Tensor, k: Tensor, *rest: Any) -> Tensor:
+    batch, heads, sq, _ = q.shape
+    return q.new_empty(batch, *([] if rest[-1] else [heads]), sq, k.shape[2])
+
+
 def _fake_decode(q: Tensor, k_cache: Tensor, v_cache: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return _fake_forward(q, k_cache, v_cache)
 
@@ -69,6 +75,7 @@ def _fake_decode(q: Tensor, k_cache: Tensor, v_cache: Tensor, *rest: Any) -> tup
 for _name, _implementation, _fake in (
     ("attention_forward", reference.attention_forward, _fake_forward),
     ("attention_backward", reference.attention_backward, _fake_backward),
+    ("attention_weights", reference.attention_weights, _fake_weights),
     ("attention_decode", reference.attention_decode, _fake_decode),
 ):
     register(_library, _name, _implementation, _fake)
@@ -148,14 +155,37 @@ def _plain(
     return reference.attend(q, k, v, mask, cu_seqlens_q, cu_seqlens_k, alibi_slopes, full)
 
 
+def _setup_weights(ctx, inputs, output) -> None:
+    *tensors, ctx.average = inputs
+    ctx.options = tensors[-_NUM_OPTIONS:]
+    ctx.save_for_backward(*tensors[:-_NUM_OPTIONS])
+
+
+def _gradients_of_weights(ctx, grad: Tensor) -> tuple:
+    q, k, lse, mask, *context = ctx.saved_tensors
+    each = torch.ops.fastseq.attention_weights(q, k, lse, mask, *context, *ctx.options, False)
+    upstream = grad.unsqueeze(1) / q.shape[1] if ctx.average else grad
+    grad_scores = each.to(lse.dtype) * upstream
+    options = reference.options_of(ctx.options, None)
+    of_q, of_k = reference.scores_backward(grad_scores, q, k, options)
+    of_mask = None
+    if mask is not None and mask.requires_grad:
+        of_mask = grad_scores.sum_to_size(mask.shape).to(mask.dtype)
+    return (of_q, of_k, -grad_scores.sum(-1), of_mask, *[None] * (3 + _NUM_OPTIONS))
+
+
 torch.library.register_autograd(
     "fastseq::attention_forward", _gradients_of_operator, setup_context=_setup_forward, lib=_library
 )
 torch.library.register_autograd(
     "fastseq::attention_backward", _second_gradients, setup_context=_setup_backward, lib=_library
 )
+torch.library.register_autograd(
+    "fastseq::attention_weights", _gradients_of_weights, setup_context=_setup_weights, lib=_library
+)
+_weights = eager(torch.ops.fastseq.attention_weights.default, _setup_weights, _gradients_of_weights)
 _attention = eager(_forward, _setup_forward, _gradients_of_operator, native=_native)
-for _name in ("attention_forward", "attention_backward", "attention_decode"):
+for _name in ("attention_forward", "attention_backward", "attention_weights", "attention_decode"):
     torch.library.register_vmap(
         f"fastseq::{_name}", loop_over(getattr(torch.ops.fastseq, _name)), lib=_library
     )
@@ -227,48 +257,22 @@ def attention_and_weights(
     average: bool = False,
     dropout_p: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Attention and the weights it used, after dropout; differentiable.
-
-    Weights that are returned are written anyway, so they are then multiplied with v. If only their
-    mean over heads is wanted, a few heads at a time pass through the processor's cache.
+    """Attention and the weights it used, after dropout, made again from the log-sum-exp.
 
     Args:
-        q: (B, H, Sq, D); k: (B, H, Sk, D); v: (B, H, Sk, Dv); mask as in ``attention``.
+        q: (B, H, Sq, D); k: (B, H, Sk, D); v: (B, H, Sk, Dv); the rest as in ``attention``.
 
     Returns:
         out (B, H, Sq, Dv), and the weights (B, H, Sq, Sk), or with ``average`` their mean over
         heads (B, Sq, Sk).
     """
-    batch, heads, sq, sk = *q.shape[:3], k.shape[2]
+    q, k, v = autocast(q, k, v)
+    seed = torch.randint(2**62, (), dtype=torch.int64) if dropout_p > 0 else None
     alpha = q.shape[-1] ** -0.5 if scale is None else scale
-    if mask is not None and not mask.is_floating_point():
-        mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
-    step = heads
-    if average and not is_traced():
-        step = min(heads, max(1, _WEIGHTS_AT_ONCE // max(1, batch * sq * sk)))
-
-    def of_heads(at: slice) -> tuple[Tensor, Tensor]:
-        count = len(range(*at.indices(heads)))
-        of_q, of_k, of_v = (x[:, at].flatten(0, 1) for x in (q, k, v))
-        if widens(q):
-            of_q, of_k, of_v = of_q.float(), of_k.float(), of_v.float()
-        bias, beta = of_q.new_empty(1, 1, 1), 0
-        if mask is not None:
-            own, beta = mask if mask.shape[1] == 1 else mask[:, at], 1
-            bias = own.expand(batch, count, sq, sk).flatten(0, 1).to(of_q.dtype)
-        scores = torch.baddbmm(bias, of_q, of_k.mT, beta=beta, alpha=alpha)
-        # A query that sees no key has weights of zero.
-        weights = scores.softmax(-1) if mask is None else torch.ops.aten._safe_softmax(scores, -1)
-        weights = F.dropout(weights, dropout_p) if dropout_p > 0 else weights
-        each = [x.unflatten(0, (batch, count)).to(q.dtype) for x in (weights @ of_v, weights)]
-        return each[0], each[1].sum(1) if average else each[1]
-
-    parts = [of_heads(slice(first, first + step)) for first in range(0, heads, step)]
-    out, weights = parts[0]
-    if len(parts) > 1:
-        out = torch.cat([x for x, _ in parts], 1)
-        weights = functools.reduce(torch.add, [x for _, x in parts])
-    return out, weights / heads if average else weights
+    out, lse = attention(q, k, v, mask, scale=alpha, dropout_p=dropout_p, seed=seed)
+    options = (alpha, -1, -1, False, 0.0, dropout_p, q.shape[2], k.shape[2], average)
+    weigh = reference.attention_weights if plain_autograd_only() else _weights
+    return out, weigh(q, k, lse, mask, None, seed, *options)
 
 
 def attention_decode(

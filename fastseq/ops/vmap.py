@@ -17,6 +17,8 @@ def loop_over(op):
             op(*(pick(x, dim, i) for x, dim in zip(arguments, in_dims, strict=True)))
             for i in range(info.batch_size)
         ]
+        if isinstance(each[0], Tensor):
+            return torch.stack(each), 0
         kind = type(each[0])
         stacked = kind(torch.stack(parts) for parts in zip(*each, strict=True))
         return stacked, kind(0 for _ in stacked)

@@ -184,21 +184,9 @@ def _attend_backward(
     if grad_lse is not None:
         along = along + grad_lse.to(p.dtype).unsqueeze(-1)
     grad_scores = p * (dp + along)
-    ds = grad_scores * options.scale
-    if options.softcap > 0:
-        ds = ds * (1 - (raw / options.softcap) ** 2)
-
-    def of_key_heads(grad: Tensor, x: Tensor) -> Tensor:
-        return (
-            grad.unflatten(1, (x.shape[1], -1)).sum(2).to(x.dtype)
-            if grad.numel()
-            else grad.new_zeros(x.shape).to(x.dtype)
-        )
-
     return (
-        (ds @ wide_k).to(q.dtype),
-        of_key_heads(ds.mT @ wide_q, k),
-        of_key_heads(dropped.mT @ grad_out, v),
+        *scores_backward(grad_scores, q, k, options),
+        _of_key_heads(dropped.mT @ grad_out, v),
         grad_scores,
     )
 
@@ -263,6 +251,45 @@ def attention_backward(
                 grad[:, :, at] = part
     of_q, of_k, of_v = (like_layout(g, x) for g, x in zip(grads, (q, k, v)))
     return of_q, of_k, of_v, grad_mask
+
+
+def attention_weights(
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor,
+    mask: Tensor | None,
+    alibi_slopes: Tensor | None,
+    seed: Tensor | None,
+    *options: Any,
+) -> Tensor:
+    """``fastseq::attention_weights``, differentiable; the last option is ``average``."""
+    full, average = options_of(options[:-1], seed), options[-1]
+    s = raw_scores(q.to(lse.dtype), _expand(k, q.shape[1]), full)
+    s = masked_scores(s, mask, alibi_slopes, full)
+    # A query that sees no key has weights of zero, whatever is subtracted.
+    p = torch.exp(s - lse.masked_fill(lse == -torch.inf, 0).unsqueeze(-1))
+    if full.dropout_p > 0:
+        kept = dropout_factors(range(len(q)), q.shape[1], p.shape[-2:], full, q.device)
+        p = p * kept.to(p.dtype)
+    return (p.mean(1) if average else p).to(q.dtype)
+
+
+def scores_backward(
+    grad_scores: Tensor, q: Tensor, k: Tensor, options: Options
+) -> tuple[Tensor, Tensor]:
+    """Gradients of q and k from that of the masked scores (B, Hq, Sq, Sk); differentiable."""
+    wide_q, wide_k = q.to(grad_scores.dtype), _expand(k, q.shape[1])
+    ds = grad_scores * options.scale
+    if options.softcap > 0:
+        ds = ds * (1 - (raw_scores(wide_q, wide_k, options) / options.softcap) ** 2)
+    return (ds @ wide_k).to(q.dtype), _of_key_heads(ds.mT @ wide_q, k)
+
+
+def _of_key_heads(grad: Tensor, x: Tensor) -> Tensor:
+    """A gradient of each query head's keys or values as one of the key heads' of ``x``."""
+    if not grad.numel():
+        return torch.zeros_like(x)
+    return grad.unflatten(1, (x.shape[1], -1)).sum(2).to(x.dtype)
 
 
 def attention_decode(

@@ -10,7 +10,7 @@ import fastseq.ops.attention  # noqa: F401 (registers the operators)
 from fastseq.reference import attention as reference
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-RESULTS = ("out", "lse", "grad_q", "grad_k", "grad_v", "grad_mask")
+RESULTS = "out", "lse", "grad_q", "grad_k", "grad_v", "grad_mask", "weights", "mean_weights"
 
 # batch, query heads, key heads, queries, keys, width, width of values
 SHAPES = (
@@ -115,7 +115,9 @@ class Case:
             *longest,
         )
 
-    def run(self, forward: Any, backward: Any, dtype: torch.dtype | None = None) -> list[Tensor]:
+    def run(
+        self, forward: Any, backward: Any, weigh: Any, dtype: torch.dtype | None = None
+    ) -> list[Tensor]:
         def cast(x: Tensor | None) -> Tensor | None:
             return x.to(dtype) if dtype and x is not None and x.is_floating_point() else x
 
@@ -134,15 +136,23 @@ class Case:
             *self.options,
             self.need_mask,
         )
-        return [out, lse, *grads]
+        mask, packed, _, *others = context
+        if packed is not None:  # weights of packed sequences would be no matrix
+            return [out, lse, *grads]
+        weights = [weigh(q, k, lse, mask, *others, *self.options, mean) for mean in (False, True)]
+        return [out, lse, *grads, *weights]
 
     def kernel(self) -> list[Tensor]:
         ops = torch.ops.fastseq
-        return self.run(ops.attention_forward, ops.attention_backward)
+        return self.run(ops.attention_forward, ops.attention_backward, ops.attention_weights)
 
     def check(self) -> None:
         """err(ours) <= 2 err(PyTorch in the same type) + a few units in the last place."""
-        plain = reference.attention_forward, reference.attention_backward
+        plain = (
+            reference.attention_forward,
+            reference.attention_backward,
+            reference.attention_weights,
+        )
         ours, exact = self.kernel(), self.run(*plain, torch.float64)
         for name, x, y, z in zip(RESULTS, ours, exact, self.run(*plain)):
             assert x.shape == y.shape and x.dtype == z.dtype, name

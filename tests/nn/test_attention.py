@@ -198,17 +198,12 @@ def test_compile_and_autocast() -> None:
     assert errors[1] <= 2 * errors[0]
 
 
-def test_empty_batch_and_many_heads_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    theirs, ours = pair(batch_first=True)
+def test_empty_batch() -> None:
+    _, ours = pair(batch_first=True)
     x = torch.randn(0, 4, 12, dtype=torch.float64)
     for need_weights in (False, True):
         got = ours(x, x, x, need_weights=need_weights)
         assert got[0].shape == x.shape and (got[1] is None or got[1].shape == (0, 4, 4))
-    monkeypatch.setattr("fastseq.ops.attention._WEIGHTS_AT_ONCE", 2 * 2 * 5 * 5)  # of three heads
-    data = inputs(theirs, "self")
-    for name in ("attn", "both", "bias"):
-        call = masks(name, True, 5)
-        compare(theirs(*data, **call), ours(*data, **call), [data[0]])
 
 
 def test_inference_of_short_and_long_calls() -> None:

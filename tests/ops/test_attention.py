@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import opcheck
 
-from fastseq.ops.attention import attention, attention_decode
+from fastseq.ops.attention import attention, attention_and_weights, attention_decode
 from fastseq.reference import attention as reference
 
 SEED = torch.tensor(987654321987)
@@ -60,6 +60,50 @@ def test_gradients(name: str) -> None:
 
     assert torch.autograd.gradcheck(call, inputs)
     assert torch.autograd.gradgradcheck(call, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("average", [False, True])
+@pytest.mark.parametrize("name", FEATURES)
+def test_gradients_of_weights(name: str, average: bool) -> None:
+    options = {"alibi_slopes": None, "seed": None, **FEATURES[name]}
+    inputs = tensors()[:2]
+    if isinstance(options.get("mask"), tuple):
+        inputs.append(bias(*options["mask"]))
+    numbers = (
+        options.get("scale", 0.5), *options.get("window", (-1, -1)),
+        options.get("bottom_right", False), options.get("softcap", 0.0),
+        options.get("dropout_p", 0.0), 5, 7, average,
+    )  # fmt: skip
+
+    def call(*flat: Tensor) -> Tensor:
+        q, k, *mask = flat
+        given = mask[0] if mask else options.get("mask")
+        rest = {x: y for x, y in options.items() if x != "mask"}
+        lse = attention(q, k, k, given, **{"scale": 0.5, **rest})[1]
+        return torch.ops.fastseq.attention_weights(
+            q, k, lse, given, options["alibi_slopes"], options["seed"], *numbers
+        )
+
+    assert torch.autograd.gradcheck(call, inputs)
+    assert torch.autograd.gradgradcheck(call, inputs, fast_mode=True)
+    if not average and not options.get("dropout_p"):
+        sums = call(*inputs).sum(-1)
+        blind = sums == 0  # a query that sees no key
+        assert blind.sum() < 4
+        torch.testing.assert_close(sums[~blind], torch.ones_like(sums[~blind]))
+
+
+def test_weights_are_those_of_attention() -> None:
+    q, k, v = tensors(heads=2)
+    mask = bias(2, 1, 5, 7)
+    for average in (False, True):
+        torch.manual_seed(3)
+        out, weights = attention_and_weights(q, k, v, mask, average=average, dropout_p=0.4)
+        if not average:
+            torch.testing.assert_close(weights @ v, out)
+            assert 0 < (weights == 0).double().mean() < 0.8
+            each = weights
+    torch.testing.assert_close(weights, each.mean(1))
 
 
 def test_gradients_of_packed_sequences() -> None:
@@ -157,6 +201,11 @@ def test_opcheck() -> None:
                 need_mask,
             ),
         )
+    for average in (False, True):
+        opcheck(
+            torch.ops.fastseq.attention_weights.default,
+            (q, k, lse, mask, None, SEED, *options, average),
+        )
     lengths = torch.tensor([7, 6], dtype=torch.int32)
     opcheck(
         torch.ops.fastseq.attention_decode.default,
@@ -168,6 +217,17 @@ def test_transforms() -> None:
     q, k, v = (x.detach() for x in tensors(batch=3))
     together = torch.func.vmap(lambda *x: attention(*(y[None] for y in x))[0][0])(q, k, v)
     torch.testing.assert_close(together, attention(q, k, v)[0])
+
+    def weights(*x: Tensor) -> Tensor:
+        q, k, v = (y[None].repeat_interleave(4 // len(y), 1) for y in x)
+        return attention_and_weights(q, k, v, average=True)[1][0]
+
+    each = torch.stack([weights(*x) for x in zip(q, k, v)])
+    torch.testing.assert_close(torch.func.vmap(weights)(q, k, v), each)
+    grads = torch.func.vmap(torch.func.grad(lambda *x: weights(*x).pow(2).sum()))(q, k, v)
+    leaf = q.clone().requires_grad_()
+    total = sum(weights(*x).pow(2).sum() for x in zip(leaf, k, v))
+    torch.testing.assert_close(grads, torch.autograd.grad(total, leaf)[0])
 
     def loss(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attention(q[None], k[None], v[None], window=(-1, 0))[0].pow(2).sum()
