@@ -62,6 +62,13 @@ def attention_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return attention_backward(*args)
 
 
+def attention_weights(*args: Any) -> Tensor:
+    """``fastseq::attention_weights`` on CUDA; Triton is imported on the first call."""
+    from .attention import attention_weights
+
+    return attention_weights(*args)
+
+
 def attention_decode(*args: Any) -> tuple[Tensor, Tensor]:
     """``fastseq::attention_decode`` on CUDA; Triton is imported on the first call."""
     from .attention import attention_decode

@@ -27,6 +27,7 @@ from .attention_dispatch import (
 )
 from .device import limits_of, on
 from .flash_mask import attention_backward_mask
+from .flash_weights import attention_weights as weights_kernel
 from .launch import Launch, launch_fastest
 
 # What a tile's speed depends on, besides the types.
@@ -274,6 +275,34 @@ def _of_mask(mask: Tensor, values: dict[str, Any]) -> Tensor:
     values = {**values, **ones, "grad_mask": grad_mask, "parts": parts}
     _launch(attention_backward_mask, "mask", values, lambda _: own * parts)
     return grad_mask[0] if parts == 1 else grad_mask.sum(0).to(mask.dtype)
+
+
+def attention_weights(
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor,
+    mask: Tensor | None,
+    alibi_slopes: Tensor | None,
+    seed: Tensor | None,
+    *rest: Any,
+) -> Tensor:
+    """``fastseq::attention_weights``: (B, H, Sq, Sk), or their mean over heads (B, Sq, Sk)."""
+    if not _serves(q, k):
+        return reference.attention_weights(q, k, lse, mask, alibi_slopes, seed, *rest)
+    *options, average = rest
+    q, k = _dense_rows(q), _dense_rows(k)
+    values = _common(
+        q, k, k, lse.contiguous(), mask, None, None, alibi_slopes, seed, *options
+    )  # no values are read
+    batch, heads, sq, _ = q.shape
+    sk, matrices = k.shape[2], batch * (1 if average else heads)
+    weights = q.new_empty((batch, sq, sk) if average else (batch, heads, sq, sk))
+    with on(q.device):
+        _launch(
+            weights_kernel, "weights", {**values, "weights": weights, "AVERAGE": average},
+            lambda tile: triton.cdiv(sq, tile["BM"]) * triton.cdiv(sk, tile["BN"]) * matrices,
+        )  # fmt: skip
+    return weights
 
 
 def attention_decode(

@@ -15,9 +15,9 @@ Build = tuple[str, bool, Callable[[], None]]  # label, part of the quick subset,
 def _call(
     dtype: torch.dtype, dim: int, *, value_dim: int = 0, causal: bool = False, mask: str = "",
     dropout: float = 0.0, softcap: float = 0.0, alibi: bool = False, packed: bool = False,
-    backward: bool = True,
+    backward: bool = True, weights: bool = False,
 ) -> None:  # fmt: skip
-    """One call of the launchers, forward and, unless only that, backward."""
+    """One call of the launchers, forward and, unless only that, backward; and the weights."""
     batch, heads, key_heads, length = 2, 8, 2, 1024
 
     def new(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
@@ -39,6 +39,8 @@ def _call(
     out, lse = attention.attention_forward(q, k, v, *context)
     if backward:
         attention.attention_backward(out, lse, q, k, v, out, lse, *context, mask == "added")
+    for average in (False, True) if weights else ():
+        attention.attention_weights(q, k, lse, bias, *context[3:], average)
 
 
 def _decode(
@@ -62,12 +64,12 @@ def builds(limits: Limits) -> Iterator[Build]:
     half, brain, single = torch.float16, torch.bfloat16, torch.float32
     cases: list[tuple[bool, Callable[..., None], torch.dtype, int, dict[str, Any]]] = [
         (True, _call, brain, 64, {"causal": True, "alibi": True}),
-        (False, _call, brain, 128, {"causal": True}),
+        (False, _call, brain, 128, {"causal": True, "weights": True}),
         (False, _call, brain, 256, {"causal": True}),
-        (False, _call, half, 128, {"mask": "bool", "dropout": 0.1}),
+        (False, _call, half, 128, {"mask": "bool", "dropout": 0.1, "weights": True}),
         (False, _call, half, 80, {"packed": True, "softcap": 30.0}),
         (False, _call, brain, 192, {"value_dim": 128, "backward": False}),
-        (True, _call, single, 64, {"mask": "added", "dropout": 0.1}),
+        (True, _call, single, 64, {"mask": "added", "dropout": 0.1, "weights": True}),
         (False, _call, single, 128, {"causal": True}),
         (False, _call, single, 256, {"causal": True}),
         (True, _decode, brain, 128, {}),

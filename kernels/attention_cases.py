@@ -69,7 +69,7 @@ _LARGE_DECODE = [
     (3, 8, 2, 1, 5000, 128, 128), (2, 6, 6, 3, 515, 64, 64), (70, 4, 1, 1, 300, 80, 40),
     (2, 32, 1, 4, 1000, 256, 256), (1, 2, 1, 1, 1, 16, 16),
 ]  # fmt: skip
-RESULTS = ("out", "lse", "grad_q", "grad_k", "grad_v", "grad_mask")
+RESULTS = "out", "lse", "grad_q", "grad_k", "grad_v", "grad_mask", "weights", "mean_weights"
 
 
 @dataclass(frozen=True)
@@ -243,12 +243,15 @@ def run(case: Case, device: str) -> dict[str, float]:
         upstream = given.pop("grad_out"), given.pop("grad_lse")
         q, k, v, *context = given.values()
         out, lse = module.attention_forward(q, k, v, *context, seed, *options)
-        return [
-            out, lse,
-            *module.attention_backward(
-                *upstream, q, k, v, out, lse, *context, seed, *options, need_mask
-            ),
-        ]  # fmt: skip
+        grads = module.attention_backward(
+            *upstream, q, k, v, out, lse, *context, seed, *options, need_mask
+        )
+        mask, packed, _, slopes = context
+        each = () if packed is not None else (False, True)  # which would be no matrix
+        weights = [
+            module.attention_weights(q, k, lse, mask, slopes, seed, *options, mean) for mean in each
+        ]
+        return [out, lse, *grads, *weights]
 
     exact = both(reference, _moved(tensors, dtype=torch.float64))
     plain = both(reference, tensors)
@@ -256,7 +259,7 @@ def run(case: Case, device: str) -> dict[str, float]:
     batch, heads, _, sq, sk, _, value_dim = case.shape
     # The gradient of a score is a small difference of products of this size, of which delta holds
     # one made from the rounded output; an element of a broadcast mask sums many.
-    sizes = dict.fromkeys(RESULTS[2:], value_dim**0.5)
+    sizes = dict.fromkeys(RESULTS[2:6], value_dim**0.5)
     if need_mask:
         terms = batch * heads * sq * sk / max(1, exact[5].numel())
         sizes["grad_mask"] *= max(1, terms) ** 0.5

@@ -78,7 +78,7 @@ def tiles(kernel: str, heads: Heads, limits: Limits) -> tuple[Tile, ...]:
         return (Tile(rows, columns, 4, 1, limits.tma and heads.aligned),)
     if kernel == "delta":
         return (Tile(32, 32, 4, 1),)
-    if kernel == "mask":
+    if kernel in ("mask", "weights"):
         return (Tile(64, 64, 8, 2) if heads.itemsize == 2 else Tile(32, 32, 4, 2),)
     width = max(heads.width, heads.value_width, 64)
     known = _TILES[kernel, heads.itemsize, width]

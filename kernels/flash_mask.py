@@ -9,26 +9,7 @@ import triton
 import triton.language as tl
 
 from .flash_backward import gradient_of_scores, load_sums
-from .flash_tile import RUNTIME, tiles_seen
-
-
-@triton.jit
-def _product(
-    a, b, first_a, first_b, count_a, count_b, a_s, b_s, W: tl.constexpr,
-    PRECISION: tl.constexpr, INDEX: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-):  # fmt: skip
-    """a b^T of rows first_a … of a (count_a, W) and first_b … of b, BK columns at a time."""
-    rows_a, rows_b = tl.arange(0, BM)[:, None], tl.arange(0, BN)[:, None]
-    a += tl.cast(first_a, tl.int64) * a_s + rows_a.to(INDEX) * a_s
-    b += tl.cast(first_b, tl.int64) * b_s + rows_b.to(INDEX) * b_s
-    total = tl.zeros([BM, BN], dtype=tl.float32)
-    for start in range(0, W, BK):
-        c = start + tl.arange(0, BK)[None, :]
-        x = tl.load(a + c, mask=(first_a + rows_a < count_a) & (c < W), other=0)
-        y = tl.load(b + c, mask=(first_b + rows_b < count_b) & (c < W), other=0)
-        total = tl.dot(x, tl.trans(y), total, input_precision=PRECISION)
-    return total
+from .flash_tile import RUNTIME, tile_product, tiles_seen
 
 
 @triton.jit(do_not_specialize=(*RUNTIME, "B", "parts"))
@@ -83,12 +64,12 @@ def attention_backward_mask(
             form = (scale, softcap, slope, mask + b * mask_b + h * mask_h, mask_q, mask_k)
             draw = (seed, threshold, keep_scale, (b * H + h) * rows, quads)
             of_head = b * q_b + h * q_h, b * k_b + h // GROUP * k_h
-            product = _product(
+            product = tile_product(
                 q + of_head[0], k + of_head[1], first_query, first_key, sq, sk, q_s, k_s, D,
                 PRECISION, INDEX, BM, BN, BK,
             )  # fmt: skip
             of_head = b * grad_out_b + h * grad_out_h, b * v_b + h // GROUP * v_h
-            dp = _product(
+            dp = tile_product(
                 grad_out + of_head[0], v + of_head[1], first_query, first_key, sq, sk, grad_out_s,
                 v_s, DV, PRECISION, INDEX, BM, BN, BK,
             )  # fmt: skip

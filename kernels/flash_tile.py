@@ -92,6 +92,25 @@ def store_rows(
 
 
 @triton.jit
+def tile_product(
+    a, b, first_a, first_b, count_a, count_b, a_s, b_s, W: tl.constexpr,
+    PRECISION: tl.constexpr, INDEX: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """a b^T of rows first_a … of a (count_a, W) and first_b … of b, BK columns at a time."""
+    rows_a, rows_b = tl.arange(0, BM)[:, None], tl.arange(0, BN)[:, None]
+    a += tl.cast(first_a, tl.int64) * a_s + rows_a.to(INDEX) * a_s
+    b += tl.cast(first_b, tl.int64) * b_s + rows_b.to(INDEX) * b_s
+    total = tl.zeros([BM, BN], dtype=tl.float32)
+    for start in range(0, W, BK):
+        c = start + tl.arange(0, BK)[None, :]
+        x = tl.load(a + c, mask=(first_a + rows_a < count_a) & (c < W), other=0)
+        y = tl.load(b + c, mask=(first_b + rows_b < count_b) & (c < W), other=0)
+        total = tl.dot(x, tl.trans(y), total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
 def tiles_seen(start, SIZE: tl.constexpr, window, count, TILE: tl.constexpr):
     """Tiles of the other side, of ``count`` items, that items start … start + SIZE - 1 see.
 

@@ -1,9 +1,9 @@
 """Attention as differentiable operators; no kernel holds a (queries, keys) matrix.
 
 ``fastseq::attention_forward``, ``attention_backward``, ``attention_weights`` and
-``attention_decode`` run in C++ on the CPU, in Triton on CUDA (but for the weights), and in plain
-PyTorch (``fastseq.reference.attention``, which also states the maths) elsewhere. Shapes: q (B, Hq,
-Sq, D), k (B, Hk, Sk, D), v (B, Hk, Sk, Dv).
+``attention_decode`` run in C++ on the CPU, in Triton on CUDA, and in plain PyTorch
+(``fastseq.reference.attention``, which also states the maths) elsewhere. Shapes: q (B, Hq, Sq, D),
+k (B, Hk, Sk, D), v (B, Hk, Sk, Dv).
 """
 
 from typing import Any

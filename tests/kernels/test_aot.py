@@ -29,7 +29,7 @@ def test_quick_builds(tmp_path: Path) -> None:
     assert {
         f"rnn_{p}_{k}" for p in ("forward", "backward") for k in ("step", "sequence", "persistent")
     } <= set(results)
-    parts = ("forward", "delta", "backward_keys", "backward_queries", "backward_mask")
+    parts = ("forward", "delta", "backward_keys", "backward_queries", "backward_mask", "weights")
     assert {f"attention_{p}" for p in (*parts, "decode", "merge")} <= set(results)
     parts = ("scores", "softmax", "softmax_backward", "gradients")
     assert {f"additive_{p}" for p in parts} <= set(results)
