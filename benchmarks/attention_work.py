@@ -360,7 +360,9 @@ def _multihead(case: Case, device: torch.device) -> Workload:
 
     def call(module: nn.Module, x: Tensor) -> Tensor:
         out, weights = module(x, x, x, need_weights=case.need_weights)
-        return out if weights is None else torch.cat([out, weights.to(out.dtype)], -1)
+        if weights is None or (case.train and not case.learned_weights):
+            return out
+        return torch.cat([out, weights.to(out.dtype)], -1)
 
     return _modules(case, ours, theirs, call, _attention_flops(case), device)
 

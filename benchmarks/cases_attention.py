@@ -36,6 +36,7 @@ class Case:
     softcap: float = 0.0
     alibi: bool = False
     need_weights: bool = False
+    learned_weights: bool = False  # which the loss is also made of
     padded: float = 0.0  # share of padding in a module's batch
     quick: bool = False  # also in the short suite
 
@@ -72,6 +73,7 @@ class Case:
             f"softcap {self.softcap:g}" if self.softcap else "",
             f"dropout {self.dropout}" if self.dropout else "",
             "with weights" if self.need_weights else "",
+            "in the loss" if self.learned_weights else "",
             f"{self.padded:.0%} padding" if self.padded else "",
             str(self.dtype).removeprefix("torch.") if self.dtype != torch.float32 else "",
             "train" if self.train else "infer",
@@ -141,6 +143,11 @@ def cpu_suite() -> Iterator[Case]:
             yield Case(
                 "MultiheadAttention", "multihead", 8, 8, 128, 64, train, need_weights=weights,
                 quick=weights,
+            )  # fmt: skip
+        if train:
+            yield Case(
+                "MultiheadAttention", "multihead", 8, 8, 128, 64, train, need_weights=True,
+                learned_weights=True,
             )  # fmt: skip
         yield Case("Transformer encoder", "encoder", 8, 8, 128, 64, train)
         yield Case("Transformer encoder", "encoder", 16, 8, 128, 64, train, padded=0.4)
