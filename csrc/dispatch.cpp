@@ -62,9 +62,8 @@ const std::vector<Build>& builds() {
   {                                                                                                \
     #isa, fastseq_rnn_forward_##isa, fastseq_rnn_backward_##isa, fastseq_attention_forward_##isa,  \
         fastseq_attention_backward_##isa, fastseq_attention_weights_##isa,                         \
-        fastseq_attention_decode_##isa,                                                            \
-        fastseq_additive_forward_##isa, fastseq_additive_backward_##isa, fastseq_decoder_##isa,    \
-        fastseq_decoder_columns_##isa                                                              \
+        fastseq_attention_decode_##isa, fastseq_additive_forward_##isa,                            \
+        fastseq_additive_backward_##isa, fastseq_decoder_##isa, fastseq_decoder_columns_##isa      \
   }
   static const std::vector<Build> all = [] {
     std::vector<Build> found{{FASTSEQ_BUILD(portable), true}};

@@ -285,6 +285,17 @@ struct QueryBlock {
     }
   }
 
+  // Both of these; times the factor that is returned, scores are in exponent units.
+  A complete(A* s, int64_t ld, int64_t j0, int64_t from, int64_t to, int64_t v) const {
+    A factor = (A)args->scale * exponent_unit(A());
+    if (adds_to_scores() || factor <= 0) {
+      finish(s, ld, j0, from, to, v, nullptr);
+      factor = 1;
+    }
+    cut(s, ld, j0, from, to, v);
+    return factor;
+  }
+
   // Multiplies rows [from, to) of p by 0 or 1/(1 - dropout_p). from is a multiple of 4.
   template <class Use>
   void dropped(int64_t j0, int64_t from, int64_t to, int64_t v, const Use& use) const {

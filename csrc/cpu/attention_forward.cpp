@@ -224,12 +224,7 @@ struct Forward {
   void soften(const Block& b, int64_t j0, int64_t from, int64_t to, int64_t v, Scratch& s) const {
     constexpr int Q = Block::QUERIES;
     if (from == to || v * L >= b.rows) return;
-    A factor = (A)a.scale * exponent_unit(A());
-    if (b.adds_to_scores() || factor <= 0) {
-      b.finish(s.scores, Q, j0, from, to, v, nullptr);
-      factor = 1;
-    }
-    b.cut(s.scores, Q, j0, from, to, v);
+    const A factor = b.complete(s.scores, Q, j0, from, to, v);
     A* x = s.scores + v * L;
     V m[2] = {load(x + from * Q), load(x + from * Q)};
     int64_t j = from;

@@ -9,7 +9,7 @@ struct Weights {
   typedef Vec<A> V;
   typedef QueryBlock<T> Block;
   static constexpr int L = lanes<A>, W = Shape<T>::WIDTH, Q = Block::QUERIES;
-  static constexpr int64_t KEYS = 128;      // of a block
+  static constexpr int64_t KEYS = 128;       // of a block
   static constexpr int64_t CHUNK = 4 * KEYS; // of a task, whose queries are packed once
 
   const AttentionWeightsArgs& a;
@@ -106,12 +106,7 @@ struct Weights {
   void add(const Block& b, int64_t j0, int64_t from, int64_t to, int64_t v, const A* bases,
            Scratch& s) const {
     if (from == to || v * L >= b.rows) return;
-    A factor = (A)a.scale * exponent_unit(A());
-    if (b.adds_to_scores() || factor <= 0) {
-      b.finish(s.scores, Q, j0, from, to, v, nullptr);
-      factor = 1;
-    }
-    b.cut(s.scores, Q, j0, from, to, v);
+    const A factor = b.complete(s.scores, Q, j0, from, to, v);
     A *x = s.scores + v * L, *sums = s.sums + v * L;
     const V base = load(bases + v * L);
     if (a.dropout_p == 0) {
