@@ -168,7 +168,7 @@ static void sum_panel(const Operand& x, int64_t first, int64_t count, const floa
   if (count == 2) return few_rows<F, 2>(x, first, panel, K, sums);
   if constexpr (tile_rows(NACC) >= 4)
     if (count == 4) return few_rows<F, 4>(x, first, panel, K, sums);
-  panel_product<F, NACC>(x.words + first * x.stride, x.stride, count, panel, K, sums,
+  panel_product<F, NACC>(x.words + first * x.stride, x.stride, count, panel, K, sums, true,
                          [](int64_t) {});
 }
 

@@ -83,11 +83,12 @@ constexpr int tile_rows(int nacc) {
 #endif
 }
 
-// acc[r][n] (+)= sum over k of x[r][k] * w[k][n], for ROWS rows and PANELS adjacent panels.
-template <class F, int ROWS, int NACC, int PANELS>
+// acc[r][n] (+)= sum over k of x[r][k] * w[k][n], for ROWS rows and PANELS adjacent panels. With
+// every k a line of what is needed next is fetched: all at once would keep the loads waiting.
+template <class F, int ROWS, int NACC, int PANELS, bool FETCH = false>
 FASTSEQ_INLINE void tile(const typename F::A* x, int64_t ldx, const typename F::A* w,
                          int64_t panel_size, int64_t K, typename F::A* acc, int64_t acc_panel,
-                         bool resume) {
+                         bool resume, const char* next = nullptr) {
   typedef typename F::A A;
   constexpr int L = lanes<A>;
   Vec<A> c[PANELS][ROWS][NACC];
@@ -99,7 +100,8 @@ FASTSEQ_INLINE void tile(const typename F::A* x, int64_t ldx, const typename F::
       for (int n = 0; n < NACC; ++n)
         c[q][r][n] = resume ? load(acc + q * acc_panel + (r * NACC + n) * L) : Vec<A>{};
   int64_t k = 0;
-  do {                           // K is never 0
+  do { // K is never 0
+    if constexpr (FETCH) __builtin_prefetch(next + 64 * k, 0, 2);
     if constexpr (ROWS > NACC) { // whichever operand is fewer stays in registers
       Vec<A> v[NACC];
 #pragma GCC unroll 8
@@ -128,10 +130,11 @@ FASTSEQ_INLINE void tile(const typename F::A* x, int64_t ldx, const typename F::
 }
 
 // acc (rows, NACC, lanes) = the product of rows x (stride ldx) by one panel. K counts words.
-// ahead(row) is called well before the row's product is done, to fetch what will be needed then.
+// ahead(row) is called well before the row's product is done, to fetch what will be needed then;
+// `far`: the weight is larger than a cache that the processor fetches from in time by itself.
 template <class F, int NACC, class Ahead>
 static void panel_product(const typename F::A* x, int64_t ldx, int64_t rows,
-                          const typename F::A* panel, int64_t K, typename F::A* acc,
+                          const typename F::A* panel, int64_t K, typename F::A* acc, bool far,
                           const Ahead& ahead) {
   constexpr int L = lanes<typename F::A>, R = tile_rows(NACC);
   // Enough of the panel to pay for the accumulators' trip, little enough to stay in L1.
@@ -142,15 +145,14 @@ static void panel_product(const typename F::A* x, int64_t ldx, int64_t rows,
     const typename F::A* w = panel + k * NACC * L;
     if (k == 0)
       for (int64_t r = 0; r < (rows < R ? rows : R); ++r) ahead(r);
-    // The part that comes next is fetched a little with every tile.
-    const int64_t lines = count * NACC * FASTSEQ_VECTOR_BYTES / 64 / rows + 1;
-    const char* line = (const char*)(w + count * NACC * L);
+    const char* next = (const char*)(far ? w + count * NACC * L : w);
     int64_t r = 0;
 #define FASTSEQ_TILE(ROWS)                                                                         \
   if (k == 0)                                                                                      \
     for (int64_t q = r + R; q < r + R + ROWS && q < rows; ++q) ahead(q);                           \
-  for (int64_t q = 0; q < ROWS * lines; ++q, line += 64) __builtin_prefetch(line, 0, 2);           \
-  tile<F, ROWS, NACC, 1>(x + r * ldx + k, ldx, w, 0, count, acc + r * NACC * L, 0, k > 0), r += ROWS
+  tile<F, ROWS, NACC, 1, true>(x + r * ldx + k, ldx, w, 0, count, acc + r * NACC * L, 0, k > 0,    \
+                               next);                                                              \
+  r += ROWS, next += far ? 64 * count : 0
     while (rows - r >= R) {
       FASTSEQ_TILE(R);
     }

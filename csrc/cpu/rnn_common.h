@@ -154,6 +154,7 @@ struct Direction {
     int64_t p = worker.by_rows ? 0 : worker.slice(count, worker.index);
     const int64_t end = worker.by_rows ? count : worker.slice(count, worker.index + 1);
     const int64_t panel_size = k_words * NACC * L;
+    const bool far = m > tile_rows(NACC) && (end - p) * panel_size * sizeof(A) > 512 * 1024;
     x += first_row * ld;
     if (m == 1)
       for (; p + 1 < end; p += 2) {
@@ -164,7 +165,7 @@ struct Direction {
     for (; p < end; ++p)
       for (int64_t r = 0; r < m; r += ROW_GROUP) {
         const int64_t size = m - r < ROW_GROUP ? m - r : ROW_GROUP;
-        panel_product<Format<T>, NACC>(x + r * ld, ld, size, w + p * panel_size, k_words, acc,
+        panel_product<Format<T>, NACC>(x + r * ld, ld, size, w + p * panel_size, k_words, acc, far,
                                        [&](int64_t q) { ahead(r + q, p); });
         for (int64_t q = 0; q < size; ++q) use(r + q, p, acc + q * NACC * L);
       }

@@ -6,6 +6,9 @@
 
 namespace {
 
+constexpr float LOG2_E = 1.44269504088896341f, LOG2_E_REST = 1.92596299e-8f;
+constexpr float SHIFT = 12582912; // added, it leaves the nearest integer in a float's last bits
+
 // 2^n for integral n in the exponent's range, given n plus the number whose last bit counts ones.
 FASTSEQ_INLINE Vec<float> power_of_two(Vec<float> n_shifted) {
   return (Vec<float>)(((Ints<float>)n_shifted - 0x4b400000 + 127) << 23);
@@ -16,9 +19,8 @@ FASTSEQ_INLINE Vec<double> power_of_two(Vec<double> n_shifted) {
 
 // For x within the range of normal results; NaN stays NaN.
 FASTSEQ_INLINE Vec<float> exp_clamped(Vec<float> x) {
-  const Vec<float> shift = splat(12582912.0f);
-  const Vec<float> shifted = x * 1.44269504088896341f + shift;
-  const Vec<float> n = shifted - shift;
+  const Vec<float> shifted = x * LOG2_E + SHIFT;
+  const Vec<float> n = shifted - SHIFT;
   const Vec<float> r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
   Vec<float> p = r * 1.9875691500e-4f + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
@@ -42,13 +44,6 @@ FASTSEQ_INLINE Vec<double> exp_clamped(Vec<double> x) {
   return (2.0 * (p / (q - p)) + 1.0) * power_of_two(shifted);
 }
 
-FASTSEQ_INLINE float exp_limit(float) {
-  return 87.0f;
-}
-FASTSEQ_INLINE double exp_limit(double) {
-  return 708.0;
-}
-
 // 1/x, for x and 1/x normal numbers.
 template <class A>
 FASTSEQ_INLINE Vec<A> reciprocal(Vec<A> x) {
@@ -61,19 +56,84 @@ FASTSEQ_INLINE Vec<A> reciprocal(Vec<A> x) {
   return 1 / x;
 }
 
-template <class A>
-FASTSEQ_INLINE Vec<A> sigmoid_of(Vec<A> x) {
-  const Vec<A> limit = splat(exp_limit(A())), lowest = -limit;
-  Vec<A> y = -x;
-  y = y > limit ? limit : y;
-  y = y < lowest ? lowest : y;
-  return reciprocal<A>(1 + exp_clamped(y));
+// a / b, for b and 1/b normal numbers.
+FASTSEQ_INLINE Vec<float> quotient(Vec<float> a, Vec<float> b) {
+#if defined(__AVX512F__) && FASTSEQ_VECTOR_BYTES == 64
+  const Vec<float> inverse = (Vec<float>)_mm512_rcp14_ps((__m512)b), near = a * inverse;
+  return near + (a - near * b) * inverse;
+#else
+  return a / b;
+#endif
 }
+
+// Of two; b where one is NaN.
+template <class V>
+FASTSEQ_INLINE V larger(V a, V b) {
+  return a > b ? a : b;
+}
+template <class V>
+FASTSEQ_INLINE V smaller(V a, V b) {
+  return a < b ? a : b;
+}
+#if defined(__AVX512F__) && FASTSEQ_VECTOR_BYTES == 64
+FASTSEQ_INLINE Vec<float> larger(Vec<float> a, Vec<float> b) {
+  return (Vec<float>)_mm512_max_ps((__m512)a, (__m512)b);
+}
+FASTSEQ_INLINE Vec<float> smaller(Vec<float> a, Vec<float> b) {
+  return (Vec<float>)_mm512_min_ps((__m512)a, (__m512)b);
+}
+#elif defined(__AVX2__) && FASTSEQ_VECTOR_BYTES == 32
+FASTSEQ_INLINE Vec<float> larger(Vec<float> a, Vec<float> b) {
+  return (Vec<float>)_mm256_max_ps((__m256)a, (__m256)b);
+}
+FASTSEQ_INLINE Vec<float> smaller(Vec<float> a, Vec<float> b) {
+  return (Vec<float>)_mm256_min_ps((__m256)a, (__m256)b);
+}
+#endif
+
+// (2^r - 1) / r for |r| <= 1/2
+FASTSEQ_INLINE Vec<float> power_slope(Vec<float> r) {
+  Vec<float> p = r * 1.545316294512e-04f + 1.339086336467e-03f;
+  p = p * r + 9.618082557278e-03f;
+  p = p * r + 5.550357114219e-02f;
+  p = p * r + 2.402265076057e-01f;
+  return p * r + 6.931471880262e-01f;
+}
+
+// 2^x for floats, e^x for doubles: scores are kept in units of log2 or natural ones. 0 where the
+// result would not be a normal number, as for -infinity; x must not be far above 0.
+FASTSEQ_INLINE Vec<float> exponential(Vec<float> x) {
+  x = larger(splat(-127.0f), x); // 2^-127 is assembled as 0; NaN stays
+  const Vec<float> shifted = x + SHIFT, r = x - (shifted - SHIFT);
+  return (power_slope(r) * r + 1.0f) * power_of_two(shifted);
+}
+FASTSEQ_INLINE Vec<double> exponential(Vec<double> x) {
+  return exp_clamped(larger(splat(-709.2), x));
+}
+FASTSEQ_INLINE float exponent_unit(float) {
+  return LOG2_E;
+}
+FASTSEQ_INLINE double exponent_unit(double) {
+  return 1;
+}
+
+// e^x = power (1 + rise), both precise; for |x| <= 87.
+struct Powers {
+  Vec<float> power, rise;
+};
+FASTSEQ_INLINE Powers natural_power(Vec<float> x) {
+  const Vec<float> shifted = x * LOG2_E + SHIFT;
+  const Vec<float> r = (x * LOG2_E - (shifted - SHIFT)) + x * LOG2_E_REST;
+  return {power_of_two(shifted), power_slope(r) * r};
+}
+
+// 1 / (1 + e^-x)
 FASTSEQ_INLINE Vec<float> sigmoid(Vec<float> x) {
-  return sigmoid_of<float>(x);
+  const Powers e = natural_power(-smaller(splat(87.0f), larger(splat(-87.0f), x)));
+  return reciprocal<float>(1 + (e.power * e.rise + e.power));
 }
 FASTSEQ_INLINE Vec<double> sigmoid(Vec<double> x) {
-  return sigmoid_of<double>(x);
+  return 1 / (1 + exp_clamped(-smaller(splat(708.0), larger(splat(-708.0), x))));
 }
 
 // tanh for |x| < 0.625, from x and x squared.
@@ -93,59 +153,22 @@ FASTSEQ_INLINE Vec<double> tanh_small(Vec<double> x, Vec<double> z) {
   return (p / q) * z * x + x;
 }
 
-template <class A>
-FASTSEQ_INLINE Vec<A> tanh_of(Vec<A> x) {
-  const Ints<A> sign = (Ints<A>)x & (Ints<A>)splat(A(-0.0));
-  const Vec<A> magnitude = (Vec<A>)((Ints<A>)x ^ sign);
-  const Vec<A> limit = splat(A(22)); // tanh is 1 in double from here on
-  const Vec<A> clamped = magnitude > limit ? limit : magnitude;
-  const Vec<A> large = 1 - 2 * reciprocal<A>(exp_clamped(clamped + clamped) + 1);
-  const Vec<A> signed_large = (Vec<A>)((Ints<A>)large | sign);
-  return magnitude < splat(A(0.625)) ? tanh_small(x, x * x) : signed_large;
-}
+// With m = e^-2|x| - 1, which stays precise near 0: |tanh x| = -m / (2 + m).
 FASTSEQ_INLINE Vec<float> tanh(Vec<float> x) {
-  return tanh_of<float>(x);
+  const Ints<float> sign_bit = (Ints<float>)splat(-0.0f), sign = (Ints<float>)x & sign_bit;
+  const Vec<float> minus = larger(splat(-22.0f), (Vec<float>)((Ints<float>)x | sign_bit));
+  const Powers e = natural_power(minus + minus);
+  const Vec<float> m = e.power * e.rise + (e.power - 1);
+  return (Vec<float>)((Ints<float>)quotient(0 - m, 2 + m) | sign);
 }
 FASTSEQ_INLINE Vec<double> tanh(Vec<double> x) {
-  return tanh_of<double>(x);
-}
-
-// Exponentials: floats are kept in units of log2, doubles in natural ones.
-FASTSEQ_INLINE float exponent_unit(float) {
-  return 1.44269504088896341f;
-}
-FASTSEQ_INLINE double exponent_unit(double) {
-  return 1;
-}
-
-template <class V>
-FASTSEQ_INLINE V larger(V a, V b) {
-  return a > b ? a : b;
-}
-#if defined(__AVX512F__) && FASTSEQ_VECTOR_BYTES == 64
-FASTSEQ_INLINE Vec<float> larger(Vec<float> a, Vec<float> b) {
-  return (Vec<float>)_mm512_max_ps((__m512)a, (__m512)b);
-}
-#elif defined(__AVX2__) && FASTSEQ_VECTOR_BYTES == 32
-FASTSEQ_INLINE Vec<float> larger(Vec<float> a, Vec<float> b) {
-  return (Vec<float>)_mm256_max_ps((__m256)a, (__m256)b);
-}
-#endif
-
-// 0 where the result would not be a normal number, as for -infinity; x must not be far above 0.
-FASTSEQ_INLINE Vec<float> exponential(Vec<float> x) {
-  x = larger(splat(-127.0f), x); // 2^-127 is assembled as 0; NaN stays
-  const Vec<float> shift = splat(12582912.0f), shifted = x + shift, r = x - (shifted - shift);
-  Vec<float> p = r * 1.534581183431e-04f + 1.339993121816e-03f;
-  p = p * r + 9.618488957753e-03f;
-  p = p * r + 5.550328776969e-02f;
-  p = p * r + 2.402264689063e-01f;
-  p = p * r + 6.931472057373e-01f;
-  p = p * r + 1.0f;
-  return p * power_of_two(shifted);
-}
-FASTSEQ_INLINE Vec<double> exponential(Vec<double> x) {
-  return exp_clamped(larger(splat(-709.2), x));
+  const Ints<double> sign = (Ints<double>)x & (Ints<double>)splat(-0.0);
+  const Vec<double> magnitude = (Vec<double>)((Ints<double>)x ^ sign);
+  const Vec<double> limit = splat(22.0); // tanh is 1 from here on
+  const Vec<double> clamped = magnitude > limit ? limit : magnitude;
+  const Vec<double> large = 1 - 2 / (exp_clamped(clamped + clamped) + 1);
+  const Vec<double> signed_large = (Vec<double>)((Ints<double>)large | sign);
+  return magnitude < splat(0.625) ? tanh_small(x, x * x) : signed_large;
 }
 
 } // namespace
