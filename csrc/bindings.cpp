@@ -222,13 +222,13 @@ rnn_scan_backward(const Tensor& grad_output, const OptionalTensor& grad_h_n,
 
   const auto options = gates.options();
   Tensor grad_gx = at::empty(gates.sizes(), options);
-  Tensor grad_u = at::empty(gru || norm ? gates.sizes() : at::IntArrayRef(none), options);
+  Tensor grad_u = at::empty(norm ? gates.sizes() : at::IntArrayRef(none), options);
   Tensor grad_proj = w_hr.empty() ? at::empty(none, options) : at::empty({a.N, a.D * a.P}, options);
   Tensor grad_ln_cell = at::empty(ln_cell.empty() ? none : unit, options);
   Tensor grad_h0 = at::empty({a.D, a.B, a.P}, options);
   Tensor grad_c0 = lstm ? at::empty({a.D, a.B, a.H}, options) : at::empty(none, options);
   a.grad_gx = grad_gx.data_ptr();
-  a.grad_u = grad_u.data_ptr();
+  a.grad_u = norm ? grad_u.data_ptr() : nullptr;
   a.grad_proj = grad_proj.data_ptr();
   a.grad_ln_cell = grad_ln_cell.data_ptr();
   a.grad_h0 = grad_h0.data_ptr();

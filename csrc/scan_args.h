@@ -67,7 +67,7 @@ struct BackwardArgs : ScanArgs {
   const void* output;      // (N, D, P) X
   const void* u_raw;       // (N, D, G, H) X
   void* grad_gx;           // (N, D, G, H) X
-  void* grad_u;            // (N, D, G, H) X
+  void* grad_u;            // (N, D, G, H) X; with layer-norm, and where a GRU is asked for it
   void* grad_proj;         // (N, D, P) X
   void* grad_ln_cell;      // (N, D, H) X
   void* grad_h0;           // (D, B, P) X

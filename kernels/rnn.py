@@ -324,13 +324,15 @@ def rnn_scan_backward(
     seed: int,
     training: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(grad_gx, grad_u, grad_proj, grad_ln_cell, grad_h0, grad_c0) from what ``rnn_scan`` saved."""
+    """(grad_gx, grad_u, grad_proj, grad_ln_cell, grad_h0, grad_c0) from what ``rnn_scan`` saved.
+
+    grad_u is returned with layer-norm only; of a GRU it is what programs pass to each other.
+    """
     num_rows, directions, _, hidden = gates.shape
     batch, width = h0.shape[1:]
     acc, dtype = _accumulate(gates.dtype), gates.dtype
     grad_gx = torch.empty_like(gates)
-    apart = cell == "GRU" or bool(ln_gates)
-    grad_u = torch.empty_like(gates) if apart else gates.new_empty(0)
+    grad_u = torch.empty_like(gates) if ln_gates else gates.new_empty(0)
     grad_proj = gates.new_empty((num_rows, directions * width) if w_hr else 0)
     grad_ln_cell = gates.new_empty((num_rows, directions, hidden) if ln_cell else 0)
     absent = gates.new_empty(0)
@@ -348,6 +350,7 @@ def rnn_scan_backward(
     with on(gates.device):
         steps = _Steps.of(batch_sizes, num_rows, batch, gates.device)
         problem, values = _common(gates, h0, steps, cell, seed, zoneout, training)
+        passed_back = torch.empty_like(gates) if cell == "GRU" else grad_gx
         values.update(
             grad_output=grad_output.contiguous(), gates=gates, output=output,
             cells=cells if c0 is not None else None, hn=hn if cell == "GRU" else None,
@@ -356,7 +359,7 @@ def rnn_scan_backward(
             w_hh=_stack(w_hh), w_hr=_stack(w_hr),
             ln_gates=_stack(ln_gates), ln_cell=_stack(ln_cell),
             h_mask=None if h_mask is None else h_mask.contiguous(),
-            grad_gx=grad_gx, grad_u=grad_u if apart else grad_gx,
+            grad_gx=grad_gx, grad_u=grad_u if ln_gates else passed_back,
             grad_proj=grad_proj if w_hr else None, grad_ln_cell=grad_ln_cell if ln_cell else None,
             LN=bool(ln_gates), LN_CELL=bool(ln_cell), EPS=ln_eps, PROJECTED=bool(w_hr),
         )  # fmt: skip

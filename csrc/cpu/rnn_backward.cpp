@@ -168,7 +168,7 @@ struct Backward : Direction<T> {
     for (int g = 0; g < G; ++g) {
       fetch((const T*)bwd.gates + (r.at * G + g) * H + j, 4 * L);
       fetch_to_write((const T*)bwd.grad_gx + (r.at * G + g) * H + j, 4 * L);
-      if (args.mode == GRU) fetch_to_write((const T*)bwd.grad_u + (r.at * G + g) * H + j, 4 * L);
+      if (bwd.grad_u) fetch_to_write((const T*)bwd.grad_u + (r.at * G + g) * H + j, 4 * L);
     }
     if (args.mode == LSTM)
       fetch((const A*)bwd.cells + (r.before < 0 ? r.at : r.before) * H + j, 4 * L);
@@ -235,7 +235,7 @@ struct Backward : Direction<T> {
         store(raw(local, g) + j, pre[g] * load((const T*)args.ln_gates[d] + g * H + j, n));
         continue;
       }
-      if (MODE == GRU) store((T*)bwd.grad_u + (r.at * GATES + g) * H + j, pre[g], n);
+      if (MODE == GRU && bwd.grad_u) store((T*)bwd.grad_u + (r.at * GATES + g) * H + j, pre[g], n);
       put_grad(local, g, j, pre[g]);
     }
     return past;

@@ -237,11 +237,13 @@ class _Recurrent(torch.nn.RNNBase):
         for layer in range(self.num_layers):
             at = slice(layer * directions, (layer + 1) * directions)
             group = weights[at.start * each : at.stop * each]
+            # A view of all takes as long as a short sequence's steps.
+            own = states if self.num_layers == 1 else [state[at] for state in states]
             output, *final = rnn_layer(
                 rows,
                 batch_sizes,
-                states[0][at],
-                states[1][at] if len(states) == 2 else None,
+                own[0],
+                own[1] if len(own) == 2 else None,
                 group[0::each],
                 group[1::each],
                 group[2::each] if self.bias else [],

@@ -64,6 +64,11 @@ def mm(a: Tensor, b: Tensor) -> Tensor:
     return out
 
 
+def add_mm(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """total += a @ b, in place."""
+    return total.add_(mm(a, b)) if widens(a) else total.addmm_(a, b)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x·weightᵀ + bias in the dtype of ``x``, or autocast's; differentiable."""
     dtype = x.dtype

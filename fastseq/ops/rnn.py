@@ -11,7 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..reference import rnn as reference
-from .rnn_layer import LN_EPS, backward, forward, recurrent_mask, split_biases, split_ln
+from .rnn_layer import (
+    LN_EPS,
+    backward,
+    forward,
+    gates_are_states,
+    recurrent_mask,
+    split_biases,
+    split_ln,
+)
 from .traced import is_traced, plain_autograd_only
 from .vmap import loop_over, vmap_layer
 
@@ -45,7 +53,11 @@ def _fake_layer(
         input.new_empty(num_rows, directions * h0.shape[2]),
         torch.empty_like(h0),
         input.new_empty(0) if c0 is None else torch.empty_like(c0),
-        input.new_empty((num_rows, directions, gates, hidden) if kept else 0),
+        input.new_empty(
+            (num_rows, directions, gates, hidden)
+            if kept and not gates_are_states(mode, zoneout)
+            else 0
+        ),
         input.new_empty(
             per_unit if save and mode == "LSTM" else 0,
             dtype=reference.accumulate_dtype(input.dtype),

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from ..reference import rnn as reference
 from ..reference.philox import dropout_mask
-from .gemm import linear, linear_into, mm, widens
+from .gemm import add_mm, linear, linear_into, mm, widens
 from .rnn_scan import scan, scan_backward
 
 LN_EPS = 1e-5
+_FEW_ROWS = 64
 
 
 def split_ln(
@@ -64,6 +65,11 @@ def _project(
     return gx.view(shape)
 
 
+def gates_are_states(mode: str, zoneout: list[float]) -> bool:
+    """Whether the layer's output holds what its gates were after activation."""
+    return mode.startswith("RNN") and zoneout[0] == 0
+
+
 def recurrent_mask(h0: Tensor, seed: int, probability: float, training: bool) -> Tensor | None:
     return dropout_mask(seed, h0, probability) if training and probability > 0 else None
 
@@ -89,16 +95,21 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     ln_input, ln_gates, ln_cell = split_ln(ln, mode, len(w_ih))
     number = 0 if seed is None else int(seed)
-    # A CPU's library adds a bias in a pass of its own; the scan has the gates at hand anyhow.
-    in_scan = input.device.type == "cpu" and not ln
-    bias, scan_bias = split_biases(mode, b_ih, b_hh, in_scan)
+    if ln or input.device.type != "cpu":
+        bias, scan_bias = split_biases(mode, b_ih, b_hh)
+    elif input.shape[0] <= _FEW_ROWS:
+        bias, scan_bias = b_ih or [None] * len(w_ih), b_hh  # no sum of the two to make
+    else:
+        # A CPU's library adds a bias in a pass of its own; the scan has the gates at hand anyhow.
+        bias, scan_bias = split_biases(mode, b_ih, b_hh, in_scan=True)
     gates = _project(mode, input, w_ih, bias, ln_input)
+    save_gates = save and not gates_are_states(mode, zoneout)
     output, h_n, c_n, cells, hn = scan(
         gates, batch_sizes, h0, c0, w_hh, scan_bias, w_hr, ln_gates, ln_cell,
         recurrent_mask(h0, number, recurrent_dropout, training),
-        cell=mode, ln_eps=LN_EPS, zoneout=zoneout, seed=number, training=training, save=save,
+        cell=mode, ln_eps=LN_EPS, zoneout=zoneout, seed=number, training=training, save=save_gates,
     )  # fmt: skip
-    if not save:
+    if not save_gates:
         gates = gates.new_empty(0)
     elif recompute:
         gates, hn = gates.new_empty(0), hn.new_empty(0)
@@ -185,6 +196,8 @@ def backward(
         before = reference.previous_states(states, h0, batch_sizes)
         return before if h_mask is None else before * _rows_of_mask(h_mask, batch_sizes, num_rows)
 
+    if gates_are_states(mode, zoneout):
+        gates = output.view(num_rows, directions, 1, hidden)
     rebuild = gates.numel() == 0
     fed = fed_states() if rebuild or ln else None
     u_raw = None
@@ -205,8 +218,6 @@ def backward(
         ln_gates, ln_cell, h_mask,
         cell=mode, ln_eps=LN_EPS, zoneout=zoneout, seed=number, training=training,
     )  # fmt: skip
-    if grad_u.numel() == 0:
-        grad_u = grad_gx
 
     names = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr", "ln")
     grads: dict[str, list[Tensor]] = {name: [] for name in names}
@@ -239,8 +250,6 @@ def backward(
                 grads["b_hh"].append(grads["b_ih"][d].clone())
             elif ln:
                 grads["b_hh"].append(after_norm.sum(0))
-            else:
-                grads["b_hh"].append(grad_u[:, d].flatten(1).sum(0))
         if w_hr:
             cell = _cells_before_zoneout(gates[:, d], cells, c0, batch_sizes, d)
             if ln_cell:
@@ -252,11 +261,34 @@ def backward(
     if not need_weights:
         absent = [input.new_empty(0) for _ in (*w_ih, *w_hh, *b_ih, *b_hh, *w_hr, *ln)]
         return [grad_input, grad_h0, grad_c0, *absent]
-    del grad_gx  # as large as the gates; the states come in its room
-    if fed is None:
+    if ln:
+        del grad_gx  # as large as the gates
+    else:
+        # Of the recurrent side: for GRU's new gate it lies behind r·(…).
+        grad_u = grad_gx
+        if mode == "GRU":
+            grad_u[:, :, 2] *= gates[:, :, 0]
+            if b_ih:
+                grads["b_hh"] = [grad_u[:, d].flatten(1).sum(0) for d in range(directions)]
+    if fed is None and (batch_sizes is not None or h_mask is not None):
         fed = fed_states()
-    grads["w_hh"] = [mm(grad_u[:, d].flatten(1).t(), fed[:, d]) for d in range(directions)]
+    for d in range(directions):
+        of_product = grad_u[:, d].flatten(1)
+        if fed is None:
+            states = output.view(num_rows, directions, width)[:, d]
+            grads["w_hh"].append(_product_with_previous(of_product, states, h0[d], d))
+        else:
+            grads["w_hh"].append(mm(of_product.t(), fed[:, d]))
     return [grad_input, grad_h0, grad_c0, *(g for name in names for g in grads[name])]
+
+
+def _product_with_previous(grad: Tensor, states: Tensor, first: Tensor, d: int) -> Tensor:
+    """gradᵀ times the states that each row's step started from, where all have one length."""
+    batch = first.shape[0]
+    size = max(states.shape[0] - batch, 0)
+    begin, rest = (grad[:batch], grad[batch:]) if d == 0 else (grad[size:], grad[:size])
+    before = states[:size] if d == 0 else states[batch:]
+    return add_mm(mm(rest.t(), before), begin.t(), first)
 
 
 def _rows_of_mask(h_mask: Tensor, batch_sizes: Tensor | None, num_rows: int) -> Tensor:

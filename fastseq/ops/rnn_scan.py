@@ -52,7 +52,7 @@ def _fake_scan_backward(
     num_rows, directions, _, hidden = gates.shape
     return (
         torch.empty_like(gates),
-        torch.empty_like(gates) if cell == "GRU" or ln_gates else gates.new_empty(0),
+        torch.empty_like(gates) if ln_gates else gates.new_empty(0),
         torch.empty_like(output) if w_hr else gates.new_empty(0),
         gates.new_empty((num_rows, directions, hidden) if ln_cell else 0),
         torch.empty_like(h0),

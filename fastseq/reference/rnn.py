@@ -302,7 +302,7 @@ def rnn_scan_backward(
         return gates.new_empty(shape if needed else 0)
 
     grad_gx = torch.empty_like(gates)
-    grad_u = absent_unless(cell == "GRU" or bool(ln_gates), *gates.shape)
+    grad_u = absent_unless(bool(ln_gates), *gates.shape)
     grad_proj = absent_unless(bool(w_hr), num_rows, directions, width)
     grad_ln_cell = absent_unless(bool(ln_cell), num_rows, directions, hidden)
     grad_h0 = torch.empty_like(h0)

@@ -62,13 +62,17 @@ def rnn_cell_backward(
     need_weights: bool,
 ) -> list[Tensor]:
     """``fastseq::rnn_cell_backward``: of input, h, c and, if needed, the weights and biases."""
-    grad_gx, grad_u, _, _, grad_h0, grad_c0 = rnn_scan_backward(
+    grad_gx, *_, grad_h0, grad_c0 = rnn_scan_backward(
         torch.zeros_like(h) if grad_h is None else grad_h, None,
         None if grad_c is None else grad_c[None], gates, cells, hn, torch.empty_like(h), None,
         None, *_as_scan(h, c), [w_hh], [], [], [], None, cell=mode, **_PLAIN,
     )  # fmt: skip
     of_input = grad_gx.flatten(1)
-    of_product = grad_u.flatten(1) if mode == "GRU" else of_input
+    of_product = of_input
+    if mode == "GRU":  # the new gate's recurrent side lies behind r·(…)
+        of_product = torch.cat([grad_gx[:, 0, :2], grad_gx[:, 0, 2:] * gates[:, 0, :1]], 1).flatten(
+            1
+        )
     grads = [
         of_input @ w_ih if need_input else input.new_empty(0),
         grad_h0[0] if need_state else input.new_empty(0),
