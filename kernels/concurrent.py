@@ -62,16 +62,29 @@ def concurrent_programs() -> Iterator[None]:
     builder = type(interpreter.interpreter_builder)
     serial = interpreter.GridExecutor.__call__
     interval = sys.getswitchinterval()
+    # At a call of a device function the interpreter walks its module's globals, or adds to them.
+    lock = threading.RLock()
+    walks = interpreter._patch_lang, interpreter.InterpretedFunction.rewrite
+
+    def alone(function):
+        def call(*args):
+            with lock:
+                return function(*args)
+
+        return call
+
     # Each thread has a program id of its own.
     builder.grid_idx = property(
         lambda self: getattr(_here, "grid_idx", None),
         lambda self, index: setattr(_here, "grid_idx", index),
     )
     interpreter.GridExecutor.__call__ = _run_grid
+    interpreter._patch_lang, interpreter.InterpretedFunction.rewrite = map(alone, walks)
     sys.setswitchinterval(1e-4)
     try:
         yield
     finally:
         sys.setswitchinterval(interval)
         interpreter.GridExecutor.__call__ = serial
+        interpreter._patch_lang, interpreter.InterpretedFunction.rewrite = walks
         del builder.grid_idx
