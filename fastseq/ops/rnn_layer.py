@@ -228,7 +228,7 @@ def backward(
         if ln:
             product = linear(input, w_ih[d], None)
             of_product, gamma_ih = _norm_backward(of_gx, product, ln_input[d])
-            after_norm = _after_norm(mode, grad_gx[:, d], gates[:, d]).flatten(1)
+            after_norm = reference.recurrent_side(mode, grad_gx[:, d], gates[:, d]).flatten(1)
             normalized = reference.normalize(u_raw[:, d].flatten(1), LN_EPS)[0]
             gammas = [gamma_ih, (after_norm * normalized).sum(0)]
             if mode == "LSTM":
@@ -297,13 +297,6 @@ def _rows_of_mask(h_mask: Tensor, batch_sizes: Tensor | None, num_rows: int) -> 
     if batch_sizes is None:
         return by_sequence.repeat(num_rows // h_mask.shape[1], 1, 1)
     return torch.cat([by_sequence[:size] for size in batch_sizes.tolist()])
-
-
-def _after_norm(mode: str, grad_gx: Tensor, gates: Tensor) -> Tensor:
-    """Gradient of the recurrent side of the gates (after layer-norm and bias), (N, G, H)."""
-    if mode != "GRU":
-        return grad_gx
-    return torch.cat([grad_gx[:, :2], grad_gx[:, 2:] * gates[:, :1]], 1)
 
 
 def _norm_backward(grad: Tensor, x: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:

@@ -266,6 +266,13 @@ def previous_states(output: Tensor, h0: Tensor, batch_sizes: Tensor | None) -> T
     return torch.stack(states, 1)
 
 
+def recurrent_side(mode: str, grad_gx: Tensor, gates: Tensor) -> Tensor:
+    """Gradient of the recurrent side of the gates (after layer-norm and bias), (N, G, H)."""
+    if mode != "GRU":
+        return grad_gx
+    return torch.cat([grad_gx[:, :2], grad_gx[:, 2:] * gates[:, :1]], 1)
+
+
 def rnn_scan_backward(
     grad_output: Tensor,
     grad_h_n: Tensor | None,

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .rnn import GATES, rnn_scan, rnn_scan_backward
+from .rnn import GATES, recurrent_side, rnn_scan, rnn_scan_backward
 
 _PLAIN: dict[str, Any] = {"ln_eps": 1e-5, "zoneout": [0.0, 0.0], "seed": 0, "training": False}
 
@@ -68,11 +68,7 @@ def rnn_cell_backward(
         None, *_as_scan(h, c), [w_hh], [], [], [], None, cell=mode, **_PLAIN,
     )  # fmt: skip
     of_input = grad_gx.flatten(1)
-    of_product = of_input
-    if mode == "GRU":  # the new gate's recurrent side lies behind r·(…)
-        of_product = torch.cat([grad_gx[:, 0, :2], grad_gx[:, 0, 2:] * gates[:, 0, :1]], 1).flatten(
-            1
-        )
+    of_product = recurrent_side(mode, grad_gx[:, 0], gates[:, 0]).flatten(1)
     grads = [
         of_input @ w_ih if need_input else input.new_empty(0),
         grad_h0[0] if need_state else input.new_empty(0),
