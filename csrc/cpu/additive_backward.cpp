@@ -53,21 +53,21 @@ struct Backward {
       Panel mine;
       Cutter part(all + worker.index * own.used());
       mine.cut(part, a, panel_width);
-      scores.drain(a.B * query_blocks, [&](int64_t t) {
+      scores.drain(worker, a.B * query_blocks, [&](int64_t t) {
         const int64_t b = t / query_blocks, first = t % query_blocks * ROWS;
         for (int64_t i = first; i < least(a.Tq, first + ROWS); ++i) differentiate_scores(b, i);
       });
-      values.drain(a.B * key_blocks, [&](int64_t t) {
+      values.drain(worker, a.B * key_blocks, [&](int64_t t) {
         const int64_t b = t / key_blocks, j = t % key_blocks * ROWS;
         weighted_sums<T>(least(ROWS, a.Tk - j), a.Tq, (const A*)a.weights + b * a.Tq * a.Tk + j, 1,
                          a.Tk, row_of<T>(a.grad_out, b, 0), a.grad_out.row, a.Dv,
                          (T*)a.grad_value + (b * a.Tk + j) * a.Dv, a.Dv);
       });
       worker.meet();
-      columns.drain(a.B * panels,
+      columns.drain(worker, a.B * panels,
                     [&](int64_t t) { differentiate_columns(t / panels, t % panels, mine); });
       worker.meet();
-      sums.drain(width / L, [&](int64_t n) {
+      sums.drain(worker, width / L, [&](int64_t n) {
         V total = {};
         for (int64_t b = 0; b < a.B; ++b) total += load(grad_v + b * width + n * L);
         store((T*)a.grad_v + n * L, total, a.D - n * L);

@@ -43,20 +43,20 @@ struct Forward {
     Queue preparing, scoring, finishing;
     on_threads(threads_for(a), [&](const Worker& worker) {
       A* const mine = own + worker.index * own_size;
-      preparing.drain((rows + 15) / 16, [&](int64_t t) {
+      preparing.drain(worker, (rows + 15) / 16, [&](int64_t t) {
         for (int64_t r = t * 16; r < least(rows, t * 16 + 16); ++r)
           largest[r] =
               exponentiate(row_of<T>(a.q, r / a.Tq, r % a.Tq), a.D, (A)0.5, queries + r * width);
       });
       worker.meet();
-      scoring.drain(a.B * key_blocks * parts, [&](int64_t t) {
+      scoring.drain(worker, a.B * key_blocks * parts, [&](int64_t t) {
         const int64_t part = t % parts, block = t / parts % key_blocks;
         score_block(t / parts / key_blocks, block * KEYS, a.Tq * part / parts,
                     a.Tq * (part + 1) / parts, mine);
       });
       worker.meet();
       const int64_t row_blocks = (a.Tq + QUERIES - 1) / QUERIES;
-      finishing.drain(a.B * row_blocks, [&](int64_t t) {
+      finishing.drain(worker, a.B * row_blocks, [&](int64_t t) {
         const int64_t i = t % row_blocks * QUERIES;
         finish(t / row_blocks, i, least(QUERIES, a.Tq - i), mine);
       });

@@ -98,7 +98,7 @@ struct Backward {
       Scratch mine;
       Cutter own(memory.data() + shared.used() + size.used() * worker.index);
       mine.cut(own, *this);
-      work.drain(groups * chunks, [&](int64_t t) {
+      work.drain(worker, groups * chunks, [&](int64_t t) {
         const int64_t group = t / chunks, chunk = t % chunks, per_batch = groups / group_batches;
         for (int64_t b = 0; b < a.B; ++b)
           for (int64_t h = 0; h < a.Hk; ++h) {
@@ -113,7 +113,7 @@ struct Backward {
       });
       if (chunks == 1) return;
       worker.meet();
-      sums.drain(units, [&](int64_t i) {
+      sums.drain(worker, units, [&](int64_t i) {
         const Unit u = unit_of(a, i);
         for (int64_t block = 0; block < blocks_of(u); ++block) {
           Block b;
@@ -212,15 +212,14 @@ struct Backward {
       s.delta[row] = sum<A>(dot);
       if (a.grad_lse) s.delta[row] -= *lse_at<const A>(a, (const A*)a.grad_lse, b, row);
     }
-    pack_both(b, a.q, a.D, s.rows, s.queries, words, s.query_rows);
-    pack_both(b, a.grad_out, a.Dv, s.rows, s.grads, words_v, s.grad_rows);
+    pack_both(b, a.q, a.D, s.rows, s.queries, s.query_rows);
+    pack_both(b, a.grad_out, a.Dv, s.rows, s.grads, s.grad_rows);
   }
-  void pack_both(const Block& b, const Tokens& x, int64_t size, T* rows, A* across,
-                 int64_t size_words, A* along) const {
-    gather_rows<T>(a, x, b, size, rows, row_stride);
-    for (int64_t p = 0; p < b.panels; ++p)
-      pack_across<T>(rows + p * W * row_stride, row_stride, size, across + p * size_words * W);
-    pack_panels<T>(rows, row_stride, b.panels * W, size, along, Q / WORD * W);
+  void pack_both(const Block& b, const Tokens& x, int64_t size, T* room, A* across,
+                 A* along) const {
+    const Lines<T> rows = rows_of(a, x, b, size, room, row_stride);
+    pack_rows_across(b, rows, size, across);
+    pack_panels<T>(rows.data, rows.stride, b.panels * W, size, along, Q / WORD * W);
   }
 
   void key_block(const Block& b, const Chunk& c, int64_t j0, int64_t n, A* grad_q,

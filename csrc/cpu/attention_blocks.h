@@ -196,11 +196,10 @@ struct QueryBlock {
     panels = (rows + WIDTH - 1) / WIDTH;
     low = u.sk, high = 0;
     const int64_t offset = a.bottom_right ? u.sk - u.sq : 0, quads = (a.max_k + 3) / 4;
+    int64_t i = first % u.sq, h = u.head * u.group + first / u.sq;
     for (int64_t p = 0; p < panels; ++p) {
       Range& r = range[p] = {u.sk, 0, 0, u.sk};
       for (int64_t lane = p * WIDTH; lane < (p + 1) * WIDTH; ++lane) {
-        const int64_t row = first + least(lane, rows - 1), i = row % u.sq;
-        const int64_t h = u.head * u.group + row / u.sq;
         head[lane] = h, index[lane] = i;
         int64_t from = a.window_left < 0 ? 0 : i + offset - a.window_left;
         int64_t to = a.window_right < 0 ? u.sk : i + offset + a.window_right + 1;
@@ -212,6 +211,7 @@ struct QueryBlock {
         if (a.alibi) slope[lane / L][lane % L] = a.alibi[u.b * a.alibi_batch + h];
         mask_at[lane] = u.b * a.mask.batch + h * a.mask.head + i * a.mask.query;
         counter[lane] = (uint64_t)((u.b * a.Hq + h) * a.max_q + i) * (uint64_t)quads;
+        if (lane + 1 < rows && ++i == u.sq) i = 0, ++h;
       }
       r.low = r.low / 4 * 4;
       low = least(low, r.low), high = most(high, r.high);
@@ -356,16 +356,35 @@ private:
   }
 };
 
-// The rows of a block, one below the other; zeros after them.
+// Rows of a tensor, one `stride` after the other.
 template <class T>
-static void gather_rows(const AttentionArgs& a, const Tokens& x, const QueryBlock<T>& b,
-                        int64_t width, T* to, int64_t stride) {
-  for (int64_t row = 0; row < b.panels * Shape<T>::WIDTH; ++row, to += stride) {
-    memset(to, 0, sizeof(T) * stride);
-    if (row < b.rows)
-      memcpy(to, tokens_at<T>(a, x, b.unit, b.head[row], b.unit.q0 + b.index[row]),
-             sizeof(T) * width);
+struct Lines {
+  const T* data;
+  int64_t stride;
+};
+
+// The rows of a block's panels: where they lie, or copied to `room`, zeros after the last.
+template <class T>
+static Lines<T> rows_of(const AttentionArgs& a, const Tokens& x, const QueryBlock<T>& b,
+                        int64_t width, T* room, int64_t stride) {
+  const auto at = [&](int64_t row) {
+    return tokens_at<T>(a, x, b.unit, b.head[row], b.unit.q0 + b.index[row]);
+  };
+  const int64_t rows = b.panels * Shape<T>::WIDTH;
+  if (b.rows == rows && b.head[0] == b.head[rows - 1]) return {at(0), x.token};
+  for (int64_t row = 0; row < rows; ++row) {
+    memset(room + row * stride, 0, sizeof(T) * stride);
+    if (row < b.rows) memcpy(room + row * stride, at(row), sizeof(T) * width);
   }
+  return {room, stride};
+}
+
+// The same as panels of columns.
+template <class T>
+static void pack_rows_across(const QueryBlock<T>& b, Lines<T> rows, int64_t width, Acc<T>* to) {
+  constexpr int W = Shape<T>::WIDTH;
+  for (int64_t p = 0; p < b.panels; ++p, to += words_for<Format<T>>(width) * W)
+    pack_across<T>(rows.data + p * W * rows.stride, rows.stride, width, to);
 }
 
 template <class A, class Block>

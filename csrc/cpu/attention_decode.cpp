@@ -68,7 +68,7 @@ struct Decode {
     Queue work, merging;
     on_threads((int)least(a.threads, tasks), [&](const Worker& worker) {
       A* const queries = (A*)(memory.data() + shared.used() + size.used() * worker.index);
-      work.drain(tasks, [&](int64_t t) {
+      work.drain(worker, tasks, [&](int64_t t) {
         int64_t b = 0, end = a.B;
         while (end - b > 1) (first_task[(b + end) / 2] <= t ? b : end) = (b + end) / 2;
         const int64_t within = t - first_task[b], count = chunks(b), chunk = within % count;
@@ -83,7 +83,7 @@ struct Decode {
         attend(task);
       });
       worker.meet();
-      merging.drain(a.B * a.Hk, [&](int64_t i) {
+      merging.drain(worker, a.B * a.Hk, [&](int64_t i) {
         const int64_t b = i / a.Hk;
         for (int64_t row = 0; row < rows; ++row)
           merge(b, i % a.Hk, row, partials + part(b, i % a.Hk, 0), chunks(b));

@@ -98,7 +98,7 @@ struct Forward {
       Cutter own(memory.data() + shared.used() + size.used() * worker.index);
       mine.cut(own, *this, apart ? own_keys : 0);
       if (apart)
-        return work.drain(units, [&](int64_t i) {
+        return work.drain(worker, units, [&](int64_t i) {
           const Unit u = unit_of(a, i);
           const Prepared<A> ready = prepare(u, 0, u.sk, mine.keys, mine.values);
           for (int64_t block = blocks_of(u) - 1; block >= 0; --block)
@@ -110,14 +110,14 @@ struct Forward {
       };
       if (!raw_keys || !raw_values) {
         const int64_t parts = (longest + 255) / 256;
-        packing.drain(units * parts, [&](int64_t t) {
+        packing.drain(worker, units * parts, [&](int64_t t) {
           const Unit u = unit_of(a, t / parts);
           const int64_t from = t % parts * 256;
           if (from < u.sk) place(t / parts, u, from, least(from + 256, u.sk));
         });
         worker.meet();
       }
-      work.drain(blocks * chunks, [&](int64_t t) {
+      work.drain(worker, blocks * chunks, [&](int64_t t) {
         const int64_t block = t / chunks, chunk = t % chunks, i = unit_with(block);
         const Unit u = unit_of(a, i);
         const Prepared<A> ready = place(i, u, 0, 0);
@@ -133,7 +133,7 @@ struct Forward {
       });
       if (chunks == 1) return;
       worker.meet();
-      merging.drain(blocks, [&](int64_t block) {
+      merging.drain(worker, blocks, [&](int64_t block) {
         const int64_t i = unit_with(block);
         const Unit u = unit_of(a, i);
         Block b;
@@ -195,9 +195,7 @@ struct Forward {
       s.total[row] = 0;
     }
     memset(s.out, 0, sizeof(A) * b.rows * width_v);
-    gather_rows<T>(a, a.q, b, a.D, s.rows, query_stride);
-    for (int64_t p = 0; p < b.panels; ++p)
-      pack_across<T>(s.rows + p * W * query_stride, query_stride, a.D, s.queries + p * words * W);
+    pack_rows_across(b, rows_of(a, a.q, b, a.D, s.rows, query_stride), a.D, s.queries);
     const int64_t end = least(b.high, to);
     for (int64_t j0 = most(b.low, from); j0 < end; j0 += KEYS) {
       const int64_t n = least(KEYS, end - j0);

@@ -48,7 +48,7 @@ struct Weights {
       Scratch mine;
       Cutter own(memory.data() + size.used() * worker.index);
       mine.cut(own, *this);
-      work.drain(a.B * parts * blocks * chunks, [&](int64_t t) {
+      work.drain(worker, a.B * parts * blocks * chunks, [&](int64_t t) {
         const int64_t chunk = t % chunks, block = t / chunks % blocks;
         const int64_t part = t / chunks / blocks % parts, b = t / chunks / blocks / parts;
         begin(b, part * heads, block * Q, mine);
@@ -64,10 +64,8 @@ struct Weights {
     for (int64_t h = 0; h < heads; ++h) {
       Block& block = s.blocks[h];
       block.set(a, Unit{b, head + h, 1, 0, 0, a.Sq, a.Sk}, first);
-      gather_rows<T>(a, a.q, block, a.D, s.rows, query_stride);
-      for (int64_t p = 0; p < block.panels; ++p)
-        pack_across<T>(s.rows + p * W * query_stride, query_stride, a.D,
-                       s.queries + (h * Q + p * W) * words);
+      pack_rows_across(block, rows_of(a, a.q, block, a.D, s.rows, query_stride), a.D,
+                       s.queries + h * Q * words);
       for (int64_t row = 0; row < block.panels * W; ++row) {
         const A lse = *lse_at<A>(a, (A*)a.lse, block, least(row, block.rows - 1));
         // A query that sees no key has weights of zero, whatever is subtracted.

@@ -46,14 +46,21 @@ private:
   int64_t used_ = 0;
 };
 
-// Calls task(index) for every index below count, from the highest down, on whichever thread is
-// free.
+// Calls task(index) for every index below count. A thread starts with its own part, which may be in
+// its cache from the last call, and then helps with the others'; parts go from the highest down.
 struct Queue {
-  alignas(64) int64_t next = 0;
+  static constexpr int PARTS = 16;
+  struct alignas(64) Part {
+    int64_t taken = 0;
+  } parts[PARTS];
   template <class Task>
-  void drain(int64_t count, const Task& task) {
-    for (int64_t i; (i = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < count;)
-      task(count - 1 - i);
+  void drain(const Worker& worker, int64_t count, const Task& task) {
+    for (int i = 0; i < PARTS; ++i) {
+      const int p = (worker.index * PARTS / worker.count + i) % PARTS;
+      const int64_t from = count * p / PARTS, to = count * (p + 1) / PARTS;
+      for (int64_t t; (t = __atomic_fetch_add(&parts[p].taken, 1, __ATOMIC_RELAXED)) < to - from;)
+        task(to - 1 - t);
+    }
   }
 };
 
