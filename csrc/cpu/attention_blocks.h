@@ -164,6 +164,38 @@ static void add_mask(const Mask& mask, int64_t at, int64_t n, A* s) {
   }
 }
 
+// Puts -infinity into s (n, lanes) where mask[at[lane] + row] is false.
+template <class A>
+FASTSEQ_INLINE void leave_out(const bool* mask, const int64_t* at, int64_t n, A* s, int64_t ld) {
+  constexpr int L = lanes<A>;
+  const Vec<A> none = splat((A)-__builtin_inf());
+  for (int64_t j = 0; j < n; j += L) {
+#if defined(__AVX512BW__) && FASTSEQ_VECTOR_BYTES == 64
+    if constexpr (sizeof(A) == 4) { // a bit a row, and then a bit a lane
+      const __mmask16 rows = n - j < L ? (1 << (n - j)) - 1 : 0xffff;
+      uint16_t of_lanes[L];
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) {
+        const __m128i bytes = _mm_maskz_loadu_epi8(rows, mask + at[i] + j);
+        of_lanes[i] = _mm_test_epi8_mask(bytes, bytes);
+      }
+      __m256i bits;
+      memcpy(&bits, of_lanes, sizeof bits);
+      for (int i = 0; i < L && j + i < n; ++i, bits = _mm256_srli_epi16(bits, 1)) {
+        const __mmask16 seen = _mm256_movepi16_mask(_mm256_slli_epi16(bits, 15));
+        _mm512_mask_storeu_ps(s + (j + i) * ld, (__mmask16)~seen, (__m512)none);
+      }
+      continue;
+    }
+#endif
+    Vec<A> m[L];
+    for (int i = 0; i < L; ++i) m[i] = mask_values<A>(mask + at[i] + j, n - j);
+    transpose<A>(m);
+    for (int i = 0; i < L && j + i < n; ++i)
+      store(s + (j + i) * ld, m[i] > 0 ? load(s + (j + i) * ld) : none);
+  }
+}
+
 // Up to QUERIES rows of a unit; lanes past the last repeat it.
 template <class T>
 struct QueryBlock {
@@ -344,6 +376,8 @@ private:
       for (int64_t j = from; j < to; ++j)
         add(j, splat(mask_value<A>(mask + at[0] + (j0 + j) * step)));
     } else if (step == 1) {
+      if constexpr (sizeof(M) == 1)
+        return leave_out<A>(mask + j0 + from, at, to - from, s + from * ld, ld);
       for (int64_t j = from; j < to; j += L) {
         V m[L];
         for (int i = 0; i < L; ++i) m[i] = mask_values<A>(mask + at[i] + j0 + j, to - j);

@@ -31,7 +31,7 @@ struct Decode {
       : a(args), group(a.Hk ? a.Hq / a.Hk : 0), rows(group * a.Sq), width(round_up_to(a.D, E)),
         width_v(round_up_to(a.Dv, E)), partial(rows * (width_v + 2)),
         heads(a.k.head < a.k.token ? a.Hk : 1), run_length(heads > 1 ? 16 : 64),
-        ahead(heads > 1 ? run_length : 24) {}
+        ahead(heads > 1 ? run_length : 12) {}
 
   struct Task {
     int64_t b, first_head, length, from, to; // keys [from, to)
