@@ -3,6 +3,8 @@
 // The operators' schemas are defined in Python (fastseq/ops); this registers their CPU kernels.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/add.h>
+#include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/linear.h>
@@ -192,6 +194,53 @@ rnn_scan(Tensor gates, const OptionalTensor& batch_sizes, const Tensor& h0,
   return {output, h_n, c_n, cells, hn};
 }
 
+// Rows up to which the sum of the two biases takes longer than to add one in the projection.
+constexpr int64_t FEW_ROWS = 64;
+
+// Projects the input, then scans.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
+rnn_sequence(const Tensor& input, const OptionalTensor& batch_sizes, const Tensor& h0,
+             const OptionalTensor& c0, at::TensorList w_ih, at::TensorList w_hh,
+             at::TensorList b_ih, at::TensorList b_hh, at::TensorList w_hr,
+             const OptionalTensor& h_mask, std::string mode, at::ArrayRef<double> zoneout,
+             int64_t seed, bool training, bool save) {
+  TORCH_CHECK(input.dim() == 2, "fastseq: input must be (rows, input_size), got ", input.sizes());
+  const int64_t N = input.size(0), G = fastseq::gates_of(mode_of(mode));
+  const int64_t D = (int64_t)w_ih.size();
+  TORCH_CHECK(D > 0, "fastseq: w_ih must have one entry a direction");
+  const int64_t width = w_ih[0].size(0);
+  TORCH_CHECK(width % G == 0, "fastseq: w_ih must have ", G, " rows a unit, got ", width);
+  TORCH_CHECK(b_ih.size() == b_hh.size() && (b_ih.empty() || (int64_t)b_ih.size() == D),
+              "fastseq: b_ih and b_hh must have one entry a direction each, or none");
+  // The scan has the gates at hand, while a bias of the projection takes a pass of its own. GRU
+  // needs the recurrent one apart, in r·(…).
+  std::vector<Tensor> sums;
+  const bool both_in_scan = mode != "GRU" && N > FEW_ROWS;
+  for (size_t d = 0; both_in_scan && d < b_ih.size(); ++d)
+    sums.push_back(at::add(b_ih[d], b_hh[d]));
+  const auto bias = [&](int64_t d) {
+    return b_ih.empty() || both_in_scan ? OptionalTensor() : OptionalTensor(b_ih[d]);
+  };
+  Tensor gates;
+  if (D == 1) {
+    gates = at::linear(input, w_ih[0], bias(0));
+  } else {
+    gates = at::empty({N, D, width}, input.options());
+    for (int64_t d = 0; d < D; ++d) {
+      Tensor out = gates.select(1, d);
+      if (const OptionalTensor b = bias(d))
+        at::addmm_out(out, *b, input, w_ih[d].t());
+      else
+        at::mm_out(out, input, w_ih[d].t());
+    }
+  }
+  gates = gates.view({N, D, G, width / G});
+  auto [output, h_n, c_n, cells, hn] =
+      rnn_scan(gates, batch_sizes, h0, c0, w_hh, both_in_scan ? at::TensorList(sums) : b_hh, w_hr,
+               {}, {}, h_mask, mode, 0, zoneout, seed, training, save);
+  return {output, h_n, c_n, save ? gates : at::empty({0}, input.options()), cells, hn};
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
 rnn_scan_backward(const Tensor& grad_output, const OptionalTensor& grad_h_n,
                   const OptionalTensor& grad_c_n, const Tensor& gates, const Tensor& cells,
@@ -250,11 +299,12 @@ rnn_cell(const Tensor& input, const Tensor& h, const OptionalTensor& c, const Te
   const bool have_products = B > fastseq::UNPACKED_ROWS || input.size(1) == 0;
   Tensor gates, products;
   if (have_products) {
-    gates = at::linear(input, w_ih, b_ih);
-    if (gru)
+    if (gru) {
+      gates = at::linear(input, w_ih, b_ih);
       products = at::linear(h, w_hh);
-    else
-      gates.addmm_(h, w_hh.t());
+    } else {
+      gates = at::linear(input, w_ih).addmm_(h, w_hh.t());
+    }
     gates = gates.view({B, 1, G, H});
   } else {
     gates = at::empty({B, 1, G, H}, input.options());
@@ -265,12 +315,14 @@ rnn_cell(const Tensor& input, const Tensor& h, const OptionalTensor& c, const Te
                    {}, {}, mode, 1e-5, {0.0, 0.0}, 0, false);
   a.b_hh[0] = arguments.optional(b_hh, {G * H}, "b_hh");
   a.have_products = have_products;
-  if (products.defined()) a.products = products.const_data_ptr();
+  if (products.defined())
+    a.products = products.const_data_ptr();
+  else
+    a.b_ih = arguments.optional(b_ih, {G * H}, "b_ih");
   if (!have_products) {
     a.I = input.size(1);
     a.input = arguments.contiguous(input, {B, a.I}, "input").const_data_ptr();
     a.w_ih = arguments.contiguous(w_ih, {G * H, a.I}, "w_ih").const_data_ptr();
-    a.b_ih = arguments.optional(b_ih, {G * H}, "b_ih");
   }
   Tensor output = at::empty({B, H}, input.options());
   Tensor c_n = lstm ? at::empty({B, H}, input.options()) : at::empty(none, input.options());
@@ -344,6 +396,7 @@ std::vector<uint32_t> philox_words(uint64_t seed, uint64_t counter) {
 TORCH_LIBRARY_IMPL(fastseq, CPU, m) {
   m.impl("rnn_scan", rnn_scan);
   m.impl("rnn_scan_backward", rnn_scan_backward);
+  m.impl("rnn_sequence", rnn_sequence);
   m.impl("rnn_cell", rnn_cell);
   m.impl("rnn_cell_backward", rnn_cell_backward);
 }

@@ -51,7 +51,7 @@ struct ForwardArgs : ScanArgs {
   // weights; of more they are there already, the input's and, but for a GRU, both in `gates`.
   const void* input;    // (N, I) X
   const void* w_ih;     // (G*H, I) X
-  const void* b_ih;     // (G*H) X
+  const void* b_ih;     // (G*H) X, where it is not yet in `gates`; or null
   const void* products; // (N, G*H) X, GRU
   int64_t I;
   bool have_products;

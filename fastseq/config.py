@@ -13,6 +13,7 @@ from .ops import beam, decoder  # noqa: F401 (define operators that only generat
 OPERATORS = (
     "rnn_scan",
     "rnn_scan_backward",
+    "rnn_sequence",
     "rnn_cell",
     "rnn_cell_backward",
     "attention_forward",

@@ -185,6 +185,8 @@ struct Forward : Direction<T> {
       for (int64_t j = 0; j < H; j += L) {
         V u[GATES] = {};
         for (int g = 0; g < GATES && fwd.products; ++g) u[g] = load(products + g * H + j, H - j);
+        for (int g = 0; g < GATES && fwd.b_ih; ++g)
+          u[g] += load((const T*)fwd.b_ih + g * H + j, H - j);
         if (MODE == LSTM) store(mem.cell + r.b * unit_stride + j, load(c0 + j, H - j));
         gates<MODE>(r, local, u, j);
       }

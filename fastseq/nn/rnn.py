@@ -158,10 +158,7 @@ class _Recurrent(torch.nn.RNNBase):
         sizes = [self.proj_size or self.hidden_size]
         if self.mode == "LSTM":
             sizes.append(self.hidden_size)
-        return tuple(
-            torch.zeros(count, batch, size, dtype=input.dtype, device=input.device)
-            for size in sizes
-        )
+        return tuple(input.new_zeros(count, batch, size) for size in sizes)
 
     def _current_weights(self) -> list[Any]:
         """Weights in torch's flat order, whoever replaced them since construction.

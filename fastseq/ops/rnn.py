@@ -11,15 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..reference import rnn as reference
-from .rnn_layer import (
-    LN_EPS,
-    backward,
-    forward,
-    gates_are_states,
-    recurrent_mask,
-    split_biases,
-    split_ln,
-)
+from .rnn_layer import backward, forward, gates_are_states, recurrent_mask, split_ln
+from .rnn_sequence import LN_EPS, split_biases
 from .traced import is_traced, plain_autograd_only
 from .vmap import loop_over, vmap_layer
 

@@ -5,17 +5,16 @@ G the gates a unit, H hidden_size, P the width of h, I the input size. Per-direc
 lists of D tensors, or empty.
 """
 
+from collections.abc import Sequence
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..reference import rnn as reference
 from ..reference.philox import dropout_mask
 from .gemm import add_mm, linear, linear_into, mm, widens
-from .rnn_scan import scan, scan_backward
-
-LN_EPS = 1e-5
-_FEW_ROWS = 64
+from .rnn_scan import scan_backward
+from .rnn_sequence import LN_EPS, project, project_and_scan, rnn_sequence, split_biases
 
 
 def split_ln(
@@ -28,41 +27,6 @@ def split_ln(
     of = [ln[d * each : (d + 1) * each] for d in range(directions)]
     cell = [torch.stack(p[2:]) for p in of] if mode == "LSTM" else []
     return [p[0] for p in of], [p[1] for p in of], cell
-
-
-def split_biases(
-    mode: str, b_ih: list[Tensor], b_hh: list[Tensor], in_scan: bool = False
-) -> tuple[list[Tensor] | list[None], list[Tensor]]:
-    """What each direction adds to its input projection, and in its scan.
-
-    Only GRU needs the recurrent bias apart, in r·(…); else both go to the projection or the scan.
-    """
-    if not b_ih or mode == "GRU":
-        return b_ih or [None, None], b_hh
-    sums = [a + b for a, b in zip(b_ih, b_hh)]
-    return ([None, None], sums) if in_scan else (sums, [])
-
-
-def _project(
-    mode: str,
-    input: Tensor,
-    w_ih: list[Tensor],
-    bias: list[Tensor] | list[None],
-    ln_input: list[Tensor],
-) -> Tensor:
-    """Input side of the gates, (N, D, G, H)."""
-    directions, width, gates = len(w_ih), w_ih[0].shape[0], reference.GATES[mode]
-    shape = (input.shape[0], directions, gates, width // gates)
-    if directions == 1 and not ln_input and not widens(input):
-        return linear(input, w_ih[0], bias[0]).view(shape)
-    gx = input.new_empty(input.shape[0], directions, width)
-    for d in range(directions):
-        if ln_input:
-            product = linear(input, w_ih[d], None)
-            gx[:, d] = F.layer_norm(product, (width,), ln_input[d], bias[d], LN_EPS)
-        else:
-            linear_into(gx[:, d], input, w_ih[d], bias[d])
-    return gx.view(shape)
 
 
 def gates_are_states(mode: str, zoneout: list[float]) -> bool:
@@ -93,25 +57,19 @@ def forward(
     recompute: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    ln_input, ln_gates, ln_cell = split_ln(ln, mode, len(w_ih))
     number = 0 if seed is None else int(seed)
-    if ln or input.device.type != "cpu":
-        bias, scan_bias = split_biases(mode, b_ih, b_hh)
-    elif input.shape[0] <= _FEW_ROWS:
-        bias, scan_bias = b_ih or [None] * len(w_ih), b_hh  # no sum of the two to make
-    else:
-        # A CPU's library adds a bias in a pass of its own; the scan has the gates at hand anyhow.
-        bias, scan_bias = split_biases(mode, b_ih, b_hh, in_scan=True)
-    gates = _project(mode, input, w_ih, bias, ln_input)
     save_gates = save and not gates_are_states(mode, zoneout)
-    output, h_n, c_n, cells, hn = scan(
-        gates, batch_sizes, h0, c0, w_hh, scan_bias, w_hr, ln_gates, ln_cell,
+    arguments = (
+        input, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr,
         recurrent_mask(h0, number, recurrent_dropout, training),
-        cell=mode, ln_eps=LN_EPS, zoneout=zoneout, seed=number, training=training, save=save_gates,
+        mode, zoneout, number, training, save_gates,
     )  # fmt: skip
-    if not save_gates:
-        gates = gates.new_empty(0)
-    elif recompute:
+    if ln or input.device.type != "cpu" or widens(input):
+        results = project_and_scan(*arguments, *split_ln(ln, mode, len(w_ih)))
+    else:
+        results = rnn_sequence(*arguments)
+    output, h_n, c_n, gates, cells, hn = results
+    if save_gates and recompute:
         gates, hn = gates.new_empty(0), hn.new_empty(0)
     return output, h_n, c_n, gates, cells, hn
 
@@ -123,7 +81,7 @@ def _recompute_gates(
     u_raw: Tensor | None,
     w_hh: list[Tensor],
     ln_gates: list[Tensor],
-    b_hh: list[Tensor],
+    b_hh: Sequence[Tensor],
 ) -> Tensor:
     """Activates ``gates`` in place from their input side, without a scan; returns hn.
 
@@ -207,7 +165,7 @@ def backward(
             linear_into(u_raw[:, d].flatten(1), fed[:, d], w_hh[d], None)
     if rebuild:
         bias, scan_bias = split_biases(mode, b_ih, b_hh)
-        gates = _project(mode, input, w_ih, bias, ln_input)
+        gates = project(mode, input, w_ih, bias, ln_input)
         hn = _recompute_gates(mode, gates, fed, u_raw, w_hh, ln_gates, scan_bias)
 
     grad_gx, grad_u, grad_proj, grad_ln_cell, grad_h0, grad_c0 = scan_backward(
