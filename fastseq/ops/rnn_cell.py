@@ -12,7 +12,7 @@ from .. import _extension
 from ..reference import rnn_cell as reference
 from ..reference.rnn import GATES, accumulate_dtype
 from .gemm import widens
-from .registration import register
+from .registration import eager, register
 from .traced import is_traced
 
 _library = torch.library.Library("fastseq", "FRAGMENT")
@@ -61,44 +61,43 @@ for _name, _implementation, _fake in (
     ("rnn_cell_backward", reference.rnn_cell_backward, _fake_cell_backward),
 ):
     register(_library, _name, _implementation, _fake)
-_extension.load()
-
-_cell = torch.ops.fastseq.rnn_cell.default
-_cell_backward = torch.ops.fastseq.rnn_cell_backward.default
+_native = _extension.load()
+_backward = torch.ops.fastseq.rnn_cell_backward.default
 
 
-class _EagerCell(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, mode, *tensors):
-        h_n, c_n, *saved = _cell(*tensors, mode, True)
-        ctx.set_materialize_grads(False)
-        ctx.mode = mode
-        ctx.save_for_backward(h_n, *saved, *tensors)
-        return (h_n, c_n) if mode == "LSTM" else h_n
+def _setup(ctx, inputs, output) -> None:
+    *tensors, ctx.mode, _save = inputs
+    h_n, c_n, *saved = output
+    ctx.mark_non_differentiable(*(saved if ctx.mode == "LSTM" else (c_n, *saved)))
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(h_n, *saved, *tensors)
 
-    @staticmethod
-    def backward(ctx, grad_h, grad_c=None):
-        h_n, gates, cells, hn, input, h, c, w_ih, w_hh, b_ih, b_hh = ctx.saved_tensors
-        biases = [] if b_ih is None else [b_ih, b_hh]
-        need_input, need_state = input.requires_grad, h.requires_grad
-        need_weights = any(w.requires_grad for w in (w_ih, w_hh, *biases))
-        if torch.is_grad_enabled():  # gradients that are differentiated again
-            of_input, of_h, of_c, *of_weights = torch.ops.fastseq.rnn_layer_backward(
-                grad_h, None, None if grad_c is None else grad_c[None], h_n, gates, cells, hn,
-                input, None, h[None], None if c is None else c[None], [w_ih], [w_hh],
-                biases[:1], biases[1:], [], [], None,
-                ctx.mode, [0.0, 0.0], 0.0, False, False, need_input, need_weights,
-            )  # fmt: skip
-            of_h, of_c = of_h[0], None if c is None else of_c[0]
-            of_weights = of_weights if need_weights else []
-        else:
-            of_input, of_h, of_c, *of_weights = _cell_backward(
-                grad_h, grad_c, gates, cells, hn, input, h, c, w_ih, w_hh, b_ih is not None,
-                ctx.mode, need_input, need_state, need_weights,
-            )  # fmt: skip
-        of_weights += [None] * (4 - len(of_weights))
-        of_input, of_h = of_input if need_input else None, of_h if need_state else None
-        return None, of_input, of_h, None if c is None else of_c, *of_weights
+
+def _gradients(ctx, grad_h, grad_c, *_saved):
+    h_n, gates, cells, hn, input, h, c, w_ih, w_hh, b_ih, b_hh = ctx.saved_tensors
+    biases = [] if b_ih is None else [b_ih, b_hh]
+    need_input, need_state = input.requires_grad, h.requires_grad
+    need_weights = any(w.requires_grad for w in (w_ih, w_hh, *biases))
+    if torch.is_grad_enabled():  # gradients that are differentiated again
+        of_input, of_h, of_c, *of_weights = torch.ops.fastseq.rnn_layer_backward(
+            grad_h, None, None if grad_c is None else grad_c[None], h_n, gates, cells, hn,
+            input, None, h[None], None if c is None else c[None], [w_ih], [w_hh],
+            biases[:1], biases[1:], [], [], None,
+            ctx.mode, [0.0, 0.0], 0.0, False, False, need_input, need_weights,
+        )  # fmt: skip
+        of_h, of_c = of_h[0], None if c is None else of_c[0]
+        of_weights = of_weights if need_weights else []
+    else:
+        of_input, of_h, of_c, *of_weights = _backward(
+            grad_h, grad_c, gates, cells, hn, input, h, c, w_ih, w_hh, b_ih is not None,
+            ctx.mode, need_input, need_state, need_weights,
+        )  # fmt: skip
+    of_weights += [None] * (4 - len(of_weights))
+    of_input, of_h = of_input if need_input else None, of_h if need_state else None
+    return of_input, of_h, None if c is None else of_c, *of_weights, None, None
+
+
+_cell = eager(torch.ops.fastseq.rnn_cell.default, _setup, _gradients, native=_native)
 
 
 def is_plain(input: Tensor) -> bool:
@@ -122,8 +121,7 @@ def rnn_cell(
         w_ih, w_hh, b_ih, b_hh: torch's (G·H, I), (G·H, H), (G·H,), (G·H,); both biases or none.
         mode: "RNN_TANH", "RNN_RELU", "LSTM" or "GRU".
     """
-    tensors = (input, h, c, w_ih, w_hh, b_ih, b_hh)
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
-        return _EagerCell.apply(mode, *tensors)
-    h_n, c_n, *_ = _cell(*tensors, mode, False)
+    # Saved for backward where a gradient is asked for; in C++ that is seen to anyhow.
+    save = not _native and torch.is_grad_enabled()
+    h_n, c_n, *_ = _cell(input, h, c, w_ih, w_hh, b_ih, b_hh, mode, save)
     return (h_n, c_n) if mode == "LSTM" else h_n
