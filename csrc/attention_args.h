@@ -47,7 +47,7 @@ struct AttentionBackwardArgs : AttentionArgs {
   int64_t mask_sizes[4];
 };
 
-// v and out stay empty; lse is given.
+// Either lse is given, or out is asked for.
 struct AttentionWeightsArgs : AttentionArgs {
   void* weights; // (B, Hq, Sq, Sk) of dtype, contiguous, or their mean over heads (B, Sq, Sk)
   bool average;

@@ -274,6 +274,13 @@ attention_backward(const Tensor& grad_out, const OptionalTensor& grad_lse, const
   return {grad_q, grad_k, grad_v, grad_mask};
 }
 
+// Of each head, or their mean.
+Tensor empty_weights(const Tensor& q, int64_t keys, bool average) {
+  TORCH_CHECK(!average || q.size(1) > 0, "fastseq: no heads to average over");
+  return average ? at::empty({q.size(0), q.size(2), keys}, q.options())
+                 : at::empty({q.size(0), q.size(1), q.size(2), keys}, q.options());
+}
+
 Tensor attention_weights(const Tensor& q, const Tensor& k, const Tensor& lse,
                          const OptionalTensor& mask, const OptionalTensor& alibi_slopes,
                          const OptionalTensor& seed, double scale, int64_t window_left,
@@ -284,13 +291,29 @@ Tensor attention_weights(const Tensor& q, const Tensor& k, const Tensor& lse,
   set_common(arguments, a, q, k, std::nullopt, mask, std::nullopt, std::nullopt, alibi_slopes, seed,
              {scale, window_left, window_right, bottom_right, softcap, dropout_p, max_seqlen_q,
               max_seqlen_k});
-  TORCH_CHECK(!average || a.Hq > 0, "fastseq: no heads to average over");
   a.lse = const_cast<void*>(arguments.contiguous(lse, "lse", {a.B, a.Hq, a.Sq}, acc_type(q)));
-  const Tensor weights = average ? at::empty({a.B, a.Sq, a.Sk}, q.options())
-                                 : at::empty({a.B, a.Hq, a.Sq, a.Sk}, q.options());
+  const Tensor weights = empty_weights(q, a.Sk, average);
   a.weights = weights.data_ptr(), a.average = average;
   fastseq::kernels().attention_weights(&a);
   return weights;
+}
+
+std::tuple<Tensor, Tensor>
+attention_with_weights(const Tensor& q, const Tensor& k, const Tensor& v,
+                       const OptionalTensor& mask, const OptionalTensor& alibi_slopes,
+                       const OptionalTensor& seed, double scale, int64_t window_left,
+                       int64_t window_right, bool bottom_right, double softcap, double dropout_p,
+                       int64_t max_seqlen_q, int64_t max_seqlen_k, bool average) {
+  Arguments arguments;
+  fastseq::AttentionWeightsArgs a{};
+  set_common(arguments, a, q, k, v, mask, std::nullopt, std::nullopt, alibi_slopes, seed,
+             {scale, window_left, window_right, bottom_right, softcap, dropout_p, max_seqlen_q,
+              max_seqlen_k});
+  const Tensor out = empty_in_layout(q, a.Dv), weights = empty_weights(q, a.Sk, average);
+  a.out = tokens_of(out);
+  a.weights = weights.data_ptr(), a.average = average;
+  fastseq::kernels().attention_weights(&a);
+  return {out, weights};
 }
 
 std::tuple<Tensor, Tensor> attention_decode(const Tensor& q, const Tensor& k_cache,
@@ -356,5 +379,6 @@ TORCH_LIBRARY_IMPL(fastseq, CPU, m) {
   m.impl("attention_forward", attention_forward);
   m.impl("attention_backward", attention_backward);
   m.impl("attention_weights", attention_weights);
+  m.impl("attention_with_weights", attention_with_weights);
   m.impl("attention_decode", attention_decode);
 }

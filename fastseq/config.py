@@ -19,6 +19,7 @@ OPERATORS = (
     "attention_forward",
     "attention_backward",
     "attention_weights",
+    "attention_with_weights",
     "attention_decode",
     "additive_attention_forward",
     "additive_attention_backward",

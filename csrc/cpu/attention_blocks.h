@@ -390,6 +390,40 @@ private:
   }
 };
 
+// The largest of rows [from, to) of x, for each lane of a vector.
+template <class A>
+FASTSEQ_INLINE Vec<A> largest_of(const A* x, int64_t ld, int64_t from, int64_t to) {
+  Vec<A> m[2] = {load(x + from * ld), load(x + from * ld)};
+  int64_t j = from;
+  for (; j + 2 <= to; j += 2) {
+    m[0] = larger(m[0], load(x + j * ld));
+    m[1] = larger(m[1], load(x + (j + 1) * ld));
+  }
+  if (j < to) m[0] = larger(m[0], load(x + j * ld));
+  return larger(m[0], m[1]);
+}
+
+// Scores in rows [from, to) of x become weights, relative to `base`. Returns their sum.
+template <class A>
+FASTSEQ_INLINE Vec<A> weigh(A* x, int64_t ld, int64_t from, int64_t to, A factor, Vec<A> base) {
+  Vec<A> total = {};
+  for (int64_t j = from; j < to; ++j) {
+    const Vec<A> weight = exponential(load(x + j * ld) * factor - base);
+    total += weight;
+    store(x + j * ld, weight);
+  }
+  return total;
+}
+
+// Rows [from, to) of x become words, from row from / 2 on; from is even.
+template <class T>
+FASTSEQ_INLINE void pair_rows(Acc<T>* x, int64_t ld, int64_t from, int64_t to) {
+  if (Shape<T>::WORD == 1) return;
+  for (int64_t j = from; j < to; j += 2)
+    store(x + j / 2 * ld,
+          word_of(load(x + j * ld), j + 1 < to ? load(x + (j + 1) * ld) : Vec<Acc<T>>{}));
+}
+
 // Rows of a tensor, one `stride` after the other.
 template <class T>
 struct Lines {

@@ -224,31 +224,16 @@ struct Forward {
     if (from == to || v * L >= b.rows) return;
     const A factor = b.complete(s.scores, Q, j0, from, to, v);
     A* x = s.scores + v * L;
-    V m[2] = {load(x + from * Q), load(x + from * Q)};
-    int64_t j = from;
-    for (; j + 2 <= to; j += 2) {
-      m[0] = larger(m[0], load(x + j * Q));
-      m[1] = larger(m[1], load(x + (j + 1) * Q));
-    }
-    if (j < to) m[0] = larger(m[0], load(x + j * Q));
     const V before = load(s.maximum + v * L);
-    const V now = larger(before, larger(m[0], m[1]) * factor);
+    const V now = larger(before, largest_of(x, Q, from, to) * factor);
     const V base = now == -__builtin_inf() ? V{} : now; // no key yet: every weight becomes 0
     const V shrink = exponential(before - base);
     store(s.maximum + v * L, now);
-    V total = load(s.total + v * L) * shrink;
-    for (j = from; j < to; ++j) {
-      const V weight = exponential(load(x + j * Q) * factor - base);
-      total += weight;
-      store(x + j * Q, weight);
-    }
-    store(s.total + v * L, total);
+    store(s.total + v * L, load(s.total + v * L) * shrink + weigh(x, Q, from, to, factor, base));
     if (a.dropout_p > 0)
       b.dropped(j0, from, to, v,
                 [&](int64_t k, V kept) { store(x + k * Q, load(x + k * Q) * kept); });
-    if (WORD == 2)
-      for (j = from; j < to; j += 2)
-        store(x + j / 2 * Q, word_of(load(x + j * Q), j + 1 < to ? load(x + (j + 1) * Q) : V{}));
+    pair_rows<T>(x, Q, from, to);
     for (int i = 0; i < L; ++i)
       if (shrink[i] != 1 && v * L + i < b.rows) {
         A* out = s.out + (v * L + i) * width_v;

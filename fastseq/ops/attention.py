@@ -2,8 +2,9 @@
 
 ``fastseq::attention_forward``, ``attention_backward``, ``attention_weights`` and
 ``attention_decode`` run in C++ on the CPU, in Triton on CUDA, and in plain PyTorch
-(``fastseq.reference.attention``, which also states the maths) elsewhere. Shapes: q (B, Hq, Sq, D),
-k (B, Hk, Sk, D), v (B, Hk, Sk, Dv).
+(``fastseq.reference.attention``, which also states the maths) elsewhere. ``attention_with_weights``
+is the first and the third in one, on the CPU, for inference. Shapes: q (B, Hq, Sq, D), k (B, Hk,
+Sk, D), v (B, Hk, Sk, Dv).
 """
 
 from typing import Any
@@ -15,7 +16,7 @@ from .. import _extension
 from ..reference import attention as reference
 from ..reference.rnn import accumulate_dtype
 from .registration import autocast, eager, register, second_gradients
-from .traced import is_traced, plain_autograd_only
+from .traced import eager_inference, is_traced, plain_autograd_only
 from .vmap import loop_over
 
 _library = torch.library.Library("fastseq", "FRAGMENT")
@@ -40,6 +41,10 @@ _library.define(
     f"Tensor? seed, {_OPTIONS}, bool average) -> Tensor"
 )
 _library.define(
+    "attention_with_weights(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? alibi_slopes, "
+    f"Tensor? seed, {_OPTIONS}, bool average) -> (Tensor out, Tensor weights)"
+)
+_library.define(
     "attention_decode(Tensor q, Tensor k_cache, Tensor v_cache, Tensor cache_seqlens, "
     "Tensor? block_table, Tensor? alibi_slopes, float scale, int window_left, int window_right, "
     "float softcap) -> (Tensor out, Tensor lse)"
@@ -48,6 +53,8 @@ _NUM_OPTIONS = 8
 # So many multiplications of q·kᵀ take no longer than the way to our kernel, which leads through
 # Python: shorter calls are best left to torch's own functions.
 SHORT = 2**19
+# Keys whose scores with a block of queries fit the second level of cache.
+_FEW_KEYS = 1024
 
 
 def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *context: Any) -> tuple[Tensor, Tensor]:
@@ -68,6 +75,25 @@ def _fake_weights(q: Tensor, k: Tensor, *rest: Any) -> Tensor:
     return q.new_empty(batch, *([] if rest[-1] else [heads]), sq, k.shape[2])
 
 
+def _fake_both(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return _fake_forward(q, k, v)[0], _fake_weights(q, k, *rest)
+
+
+def _one_after_the_other(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    alibi_slopes: Tensor | None,
+    seed: Tensor | None,
+    *options: Any,
+) -> tuple[Tensor, Tensor]:
+    """``attention_with_weights`` as two operators."""
+    out, lse = _forward(q, k, v, mask, None, None, alibi_slopes, seed, *options[:-1])
+    ops = torch.ops.fastseq
+    return out, ops.attention_weights(q, k, lse, mask, alibi_slopes, seed, *options)
+
+
 def _fake_decode(q: Tensor, k_cache: Tensor, v_cache: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return _fake_forward(q, k_cache, v_cache)
 
@@ -76,6 +102,7 @@ for _name, _implementation, _fake in (
     ("attention_forward", reference.attention_forward, _fake_forward),
     ("attention_backward", reference.attention_backward, _fake_backward),
     ("attention_weights", reference.attention_weights, _fake_weights),
+    ("attention_with_weights", _one_after_the_other, _fake_both),
     ("attention_decode", reference.attention_decode, _fake_decode),
 ):
     register(_library, _name, _implementation, _fake)
@@ -269,8 +296,10 @@ def attention_and_weights(
     q, k, v = autocast(q, k, v)
     seed = torch.randint(2**62, (), dtype=torch.int64) if dropout_p > 0 else None
     alpha = q.shape[-1] ** -0.5 if scale is None else scale
-    out, lse = attention(q, k, v, mask, scale=alpha, dropout_p=dropout_p, seed=seed)
     options = (alpha, -1, -1, False, 0.0, dropout_p, q.shape[2], k.shape[2], average)
+    if _native and k.shape[2] <= _FEW_KEYS and eager_inference(q, k, v, parameters=(mask,)):
+        return torch.ops.fastseq.attention_with_weights(q, k, v, mask, None, seed, *options)
+    out, lse = attention(q, k, v, mask, scale=alpha, dropout_p=dropout_p, seed=seed)
     weigh = reference.attention_weights if plain_autograd_only() else _weights
     return out, weigh(q, k, lse, mask, None, seed, *options)
 

@@ -10,7 +10,10 @@ import fastseq.ops.attention  # noqa: F401 (registers the operators)
 from fastseq.reference import attention as reference
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-RESULTS = "out", "lse", "grad_q", "grad_k", "grad_v", "grad_mask", "weights", "mean_weights"
+RESULTS = (
+    *("out", "lse", "grad_q", "grad_k", "grad_v", "grad_mask", "weights", "mean_weights"),
+    *("out with weights", "weights with out", "out with mean", "mean with out"),
+)
 
 # batch, query heads, key heads, queries, keys, width, width of values
 SHAPES = (
@@ -116,7 +119,12 @@ class Case:
         )
 
     def run(
-        self, forward: Any, backward: Any, weigh: Any, dtype: torch.dtype | None = None
+        self,
+        forward: Any,
+        backward: Any,
+        weigh: Any,
+        both: Any,
+        dtype: torch.dtype | None = None,
     ) -> list[Tensor]:
         def cast(x: Tensor | None) -> Tensor | None:
             return x.to(dtype) if dtype and x is not None and x.is_floating_point() else x
@@ -139,12 +147,19 @@ class Case:
         mask, packed, _, *others = context
         if packed is not None:  # weights of packed sequences would be no matrix
             return [out, lse, *grads]
-        weights = [weigh(q, k, lse, mask, *others, *self.options, mean) for mean in (False, True)]
-        return [out, lse, *grads, *weights]
+        rest = (mask, *others, *self.options)
+        weights = [weigh(q, k, lse, *rest, mean) for mean in (False, True)]
+        together = [x for mean in (False, True) for x in both(q, k, v, *rest, mean)]
+        return [out, lse, *grads, *weights, *together]
 
     def kernel(self) -> list[Tensor]:
         ops = torch.ops.fastseq
-        return self.run(ops.attention_forward, ops.attention_backward, ops.attention_weights)
+        return self.run(
+            ops.attention_forward,
+            ops.attention_backward,
+            ops.attention_weights,
+            ops.attention_with_weights,
+        )
 
     def check(self) -> None:
         """err(ours) <= 2 err(PyTorch in the same type) + a few units in the last place."""
@@ -152,6 +167,7 @@ class Case:
             reference.attention_forward,
             reference.attention_backward,
             reference.attention_weights,
+            _plain_both,
         )
         ours, exact = self.kernel(), self.run(*plain, torch.float64)
         for name, x, y, z in zip(RESULTS, ours, exact, self.run(*plain)):
@@ -172,6 +188,13 @@ class Case:
             assert worst <= 2 * torchs + few, (
                 f"{self}: {name} off by {worst}, torch {torchs}, {few}"
             )
+
+
+def _plain_both(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, slopes: Any, seed: Any, *options: Any
+) -> tuple[Tensor, Tensor]:
+    out, lse = reference.attention_forward(q, k, v, mask, None, None, slopes, seed, *options[:-1])
+    return out, reference.attention_weights(q, k, lse, mask, slopes, seed, *options)
 
 
 def cases(dtypes: tuple[torch.dtype, ...], step: int = 1) -> list[Case]:

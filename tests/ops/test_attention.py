@@ -206,6 +206,10 @@ def test_opcheck() -> None:
             torch.ops.fastseq.attention_weights.default,
             (q, k, lse, mask, None, SEED, *options, average),
         )
+        opcheck(
+            torch.ops.fastseq.attention_with_weights.default,
+            (*flat, None, SEED, *options, average),
+        )
     lengths = torch.tensor([7, 6], dtype=torch.int32)
     opcheck(
         torch.ops.fastseq.attention_decode.default,
