@@ -123,7 +123,7 @@ class Case:
         forward: Any,
         backward: Any,
         weigh: Any,
-        both: Any,
+        both: Any = None,
         dtype: torch.dtype | None = None,
     ) -> list[Tensor]:
         def cast(x: Tensor | None) -> Tensor | None:
@@ -149,6 +149,8 @@ class Case:
             return [out, lse, *grads]
         rest = (mask, *others, *self.options)
         weights = [weigh(q, k, lse, *rest, mean) for mean in (False, True)]
+        if both is None:
+            return [out, lse, *grads, *weights, out, weights[0], out, weights[1]]
         together = [x for mean in (False, True) for x in both(q, k, v, *rest, mean)]
         return [out, lse, *grads, *weights, *together]
 
@@ -167,9 +169,8 @@ class Case:
             reference.attention_forward,
             reference.attention_backward,
             reference.attention_weights,
-            _plain_both,
         )
-        ours, exact = self.kernel(), self.run(*plain, torch.float64)
+        ours, exact = self.kernel(), self.run(*plain, dtype=torch.float64)
         for name, x, y, z in zip(RESULTS, ours, exact, self.run(*plain)):
             assert x.shape == y.shape and x.dtype == z.dtype, name
             if x.numel() == 0:
@@ -188,13 +189,6 @@ class Case:
             assert worst <= 2 * torchs + few, (
                 f"{self}: {name} off by {worst}, torch {torchs}, {few}"
             )
-
-
-def _plain_both(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, slopes: Any, seed: Any, *options: Any
-) -> tuple[Tensor, Tensor]:
-    out, lse = reference.attention_forward(q, k, v, mask, None, None, slopes, seed, *options[:-1])
-    return out, reference.attention_weights(q, k, lse, mask, slopes, seed, *options)
 
 
 def cases(dtypes: tuple[torch.dtype, ...], step: int = 1) -> list[Case]:
