@@ -90,6 +90,7 @@ static void product_strip(int64_t rows, const typename F::A* x, int64_t ldx, con
   }
 #if FASTSEQ_VECTOR_BYTES == 64
   FASTSEQ_ROWS(12)
+  FASTSEQ_ROWS(8)
 #endif
   FASTSEQ_ROWS(6)
   FASTSEQ_ROWS(4)

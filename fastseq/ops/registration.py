@@ -1,6 +1,6 @@
 """What operators share whose maths is also written in plain PyTorch (``fastseq.reference``)."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -54,11 +54,13 @@ def autocasting(device_type: str) -> bool:
     return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
-def autocast(*tensors: Tensor) -> Iterator[Tensor]:
+def autocast(*tensors: Tensor) -> Iterable[Tensor]:
     """The tensors in the dtype that autocast asks for; float64 stays."""
+    if not torch._C._is_any_autocast_enabled():
+        return tensors
     device = tensors[0].device.type
     if not autocasting(device):
-        return iter(tensors)
+        return tensors
     dtype = torch.get_autocast_dtype(device)
     return (x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
 
