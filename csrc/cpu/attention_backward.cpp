@@ -226,22 +226,21 @@ struct Backward {
                  Scratch& s) const {
     constexpr int R = Shape<T>::ROWS;
     const int64_t at = j0 - c.first;
-    int64_t low[Block::PANELS], high[Block::PANELS];
-    for (int64_t p = 0; p < b.panels; ++p) b.local(p, j0, n, &low[p], &high[p]);
+    int64_t low[Block::VECTORS], high[Block::VECTORS];
+    b.local(j0, n, low, high);
     transposed_product<T>(b, low, high, n, words, c.keys + at * c.ld, c.ld, s.queries, s.weights);
     transposed_product<T>(b, low, high, n, words_v, c.values + at * c.ld_v, c.ld_v, s.grads,
                           s.slopes);
-    for (int64_t v = 0; v * L < b.rows; ++v)
-      differentiate(b, j0, low[v * L / W], high[v * L / W], n, v, s);
+    for (int64_t v = 0; v < b.vectors; ++v) differentiate(b, j0, low[v], high[v], n, v, s);
     if (WORD == 2) pair_up(b, n, s);
     for (int64_t r = 0; r < n; r += R) {
       const int64_t rows = least(R, n - r);
-      int64_t from = b.panels, to = 0; // panels that see any of these keys
-      for (int64_t p = 0; p < b.panels; ++p)
-        if (low[p] < r + rows && high[p] > r) from = least(from, p), to = p + 1;
+      int64_t from = b.vectors, to = 0; // vectors that see any of these keys
+      for (int64_t v = 0; v < b.vectors; ++v)
+        if (low[v] < r + rows && high[v] > r) from = least(from, v), to = v + 1;
       if (from >= to) continue;
-      const int64_t q = from * W / WORD;
-      const int64_t K = (least(to * W, b.rows) + WORD - 1) / WORD - q;
+      const int64_t q = from * L / WORD;
+      const int64_t K = (least(to * L, b.rows) + WORD - 1) / WORD - q;
       product<P, true>(rows, width_v, K, s.weights + r * Q + q, Q,
                        {s.grad_rows + q * W, W, Q / WORD * W}, s.grad_v + (at + r) * width_v,
                        width_v, true);
@@ -250,22 +249,19 @@ struct Backward {
                        true);
     }
     const A* across = WORD == 2 ? s.pairs : s.slopes;
-    for (int64_t p = 0, next; p < b.panels; p = next) {
-      next = p + 1;
-      while (next < b.panels && low[next] == low[p] && high[next] == high[p]) ++next;
-      const int64_t k = low[p] / WORD, K = (high[p] + WORD - 1) / WORD - k, row = p * W;
+    b.same_keys(low, high, [&](int64_t row, int64_t rows, int64_t from, int64_t to) {
+      const int64_t k = from / WORD, K = (to + WORD - 1) / WORD - k;
       Panels<A> keys = c.key_rows;
       keys.data += (at / WORD + k) * W;
-      if (K > 0)
-        product<P, false>(least(next * W, b.rows) - row, width, K, across + k * Q + row, Q, keys,
-                          grad_q + row * width, width, true);
-    }
+      product<P, false>(rows, width, K, across + k * Q + row, Q, keys, grad_q + row * width, width,
+                        true);
+    });
   }
 
   // Scores to (dropped) weights, and gradients of weights to gradients of raw scores over scale,
-  // in lanes of vector v. Rows that the panel does not see become 0.
-  void differentiate(const Block& b, int64_t j0, int64_t from, int64_t to, int64_t n, int64_t v,
-                     Scratch& s) const {
+  // in lanes of vector v. Rows that it does not see become 0.
+  FASTSEQ_APART void differentiate(const Block& b, int64_t j0, int64_t from, int64_t to, int64_t n,
+                                   int64_t v, Scratch& s) const {
     A *w = s.weights + v * L, *g = s.slopes + v * L;
     for (int64_t j = 0; j < n; ++j) {
       if (j == from) j = to;

@@ -203,7 +203,7 @@ struct QueryBlock {
   typedef Vec<A> V;
   static constexpr int L = lanes<A>, WIDTH = Shape<T>::WIDTH;
   static constexpr int QUERIES = WIDTH == 32 ? 96 : 48; // whole panels, and whole tiles of rows
-  static constexpr int PANELS = QUERIES / WIDTH;
+  static constexpr int VECTORS = QUERIES / L;
 
   struct Range {
     int64_t low, high;         // keys that any lane sees
@@ -212,9 +212,9 @@ struct QueryBlock {
 
   const AttentionArgs* args;
   Unit unit;
-  int64_t first, rows, panels; // rows of the unit
-  int64_t low, high;           // keys that any lane sees; low is a multiple of 4
-  Range range[PANELS];
+  int64_t first, rows, panels, vectors; // rows of the unit
+  int64_t low, high;                    // keys that any lane sees; low is a multiple of 4
+  Range range[VECTORS];
   Ints<A> key_low[QUERIES / L], key_high[QUERIES / L], position[QUERIES / L];
   V slope[QUERIES / L];
   int64_t head[QUERIES], index[QUERIES], mask_at[QUERIES];
@@ -226,12 +226,13 @@ struct QueryBlock {
     first = first_row;
     rows = least(QUERIES, u.rows() - first);
     panels = (rows + WIDTH - 1) / WIDTH;
+    vectors = (rows + L - 1) / L;
     low = u.sk, high = 0;
     const int64_t offset = a.bottom_right ? u.sk - u.sq : 0, quads = (a.max_k + 3) / 4;
     int64_t i = first % u.sq, h = u.head * u.group + first / u.sq;
-    for (int64_t p = 0; p < panels; ++p) {
-      Range& r = range[p] = {u.sk, 0, 0, u.sk};
-      for (int64_t lane = p * WIDTH; lane < (p + 1) * WIDTH; ++lane) {
+    for (int64_t v = 0; v < panels * WIDTH / L; ++v) {
+      Range& r = range[v] = {u.sk, 0, 0, u.sk};
+      for (int64_t lane = v * L; lane < (v + 1) * L; ++lane) {
         head[lane] = h, index[lane] = i;
         int64_t from = a.window_left < 0 ? 0 : i + offset - a.window_left;
         int64_t to = a.window_right < 0 ? u.sk : i + offset + a.window_right + 1;
@@ -251,10 +252,22 @@ struct QueryBlock {
     low = low / 4 * 4;
   }
 
-  // The keys of panel p among n from j0 on, as offsets; in whole words.
-  void local(int64_t p, int64_t j0, int64_t n, int64_t* from, int64_t* to) const {
-    *from = least(most(range[p].low - j0, 0), n);
-    *to = most(least(range[p].high - j0, n), *from);
+  // The keys that each vector of rows sees among n from j0 on, as offsets; in whole words.
+  void local(int64_t j0, int64_t n, int64_t (&from)[VECTORS], int64_t (&to)[VECTORS]) const {
+    for (int64_t v = 0; v < vectors; ++v) {
+      from[v] = least(most(range[v].low - j0, 0), n);
+      to[v] = most(least(range[v].high - j0, n), from[v]);
+    }
+  }
+
+  // Calls use(row, rows, low, high) for the rows of adjacent vectors that see the same keys.
+  template <class Use>
+  void same_keys(const int64_t* low, const int64_t* high, const Use& use) const {
+    for (int64_t v = 0, next; v < vectors; v = next) {
+      next = v + 1;
+      while (next < vectors && low[next] == low[v] && high[next] == high[v]) ++next;
+      if (low[v] < high[v]) use(v * L, least(next * L, rows) - v * L, low[v], high[v]);
+    }
   }
 
   bool adds_to_scores() const {
@@ -302,9 +315,9 @@ struct QueryBlock {
     }
   }
 
-  // -infinity where a lane does not see a key. Only rows near the edges of the panel's range pay.
+  // -infinity where a lane does not see a key. Only rows near the edges of the range pay.
   void cut(A* s, int64_t ld, int64_t j0, int64_t from, int64_t to, int64_t v) const {
-    const Range& r = range[v * L / WIDTH];
+    const Range& r = range[v];
     const int64_t inside_from = least(most(r.all_low - j0, from), to);
     const int64_t inside_to = most(least(r.all_high - j0, to), inside_from);
     for (int64_t j = from; j < to; ++j) {
@@ -461,22 +474,25 @@ static A* lse_at(const AttentionArgs& a, A* lse, const Block& b, int64_t row) {
   return lse + (batch * a.Hq + b.head[row]) * a.Sq + b.unit.q0 + b.index[row];
 }
 
-// to (n, QUERIES) = rows of x by each panel of queries, where the panel sees any key of the strip.
+// to (n, QUERIES) = rows of x by each vector of queries that sees any key of a strip.
 template <class T>
 static void transposed_product(const QueryBlock<T>& b, const int64_t* low, const int64_t* high,
                                int64_t n, int64_t words, const Acc<T>* x, int64_t ldx,
                                const Acc<T>* panels, Acc<T>* to) {
-  constexpr int Q = QueryBlock<T>::QUERIES, R = Shape<T>::ROWS, W = Shape<T>::WIDTH;
+  typedef Product<T> P;
+  constexpr int Q = QueryBlock<T>::QUERIES, R = Shape<T>::ROWS, W = Shape<T>::WIDTH, L = W / 2;
   for (int64_t r = 0; r < n; r += R) {
     const int64_t rows = least(R, n - r);
+    const auto sees = [&](int64_t v) { return v < b.vectors && low[v] < r + rows && high[v] > r; };
     for (int64_t p = 0; p < b.panels; ++p) {
-      if (low[p] >= r + rows || high[p] <= r) continue;
       const Acc<T>* w = panels + p * words * W;
       Acc<T>* c = to + r * Q + p * W;
-      if (b.rows - p * W > W / 2)
-        product_strip<Product<T>, 2, true>(rows, x + r * ldx, ldx, w, W, words, c, Q, false);
-      else
-        product_strip<Product<T>, 1, true>(rows, x + r * ldx, ldx, w, W, words, c, Q, false);
+      const bool first = sees(2 * p), second = sees(2 * p + 1);
+      if (first && second)
+        product_strip<P, 2, true>(rows, x + r * ldx, ldx, w, W, words, c, Q, false);
+      else if (first || second)
+        product_strip<P, 1, true>(rows, x + r * ldx, ldx, first ? w : w + L, W, words,
+                                  first ? c : c + L, Q, false);
     }
   }
 }

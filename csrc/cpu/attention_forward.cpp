@@ -199,29 +199,26 @@ struct Forward {
     const int64_t end = least(b.high, to);
     for (int64_t j0 = most(b.low, from); j0 < end; j0 += KEYS) {
       const int64_t n = least(KEYS, end - j0);
-      int64_t low[Block::PANELS], high[Block::PANELS];
-      for (int64_t p = 0; p < b.panels; ++p) b.local(p, j0, n, &low[p], &high[p]);
+      int64_t low[Block::VECTORS], high[Block::VECTORS];
+      b.local(j0, n, low, high);
       transposed_product<T>(b, low, high, n, words, ready.keys + j0 * ready.ld, ready.ld, s.queries,
                             s.scores);
-      for (int64_t p = 0; p < b.panels; ++p)
-        for (int64_t v = p * 2; v < p * 2 + 2; ++v) soften(b, j0, low[p], high[p], v, s);
-      for (int64_t p = 0, next; p < b.panels; p = next) {
-        next = p + 1;
-        while (next < b.panels && low[next] == low[p] && high[next] == high[p]) ++next;
-        const int64_t k = low[p] / WORD, K = (high[p] + WORD - 1) / WORD - k, row = p * W;
+      for (int64_t v = 0; v < b.vectors; ++v) soften(b, j0, low[v], high[v], v, s);
+      b.same_keys(low, high, [&](int64_t row, int64_t rows, int64_t from, int64_t to) {
+        const int64_t k = from / WORD, K = (to + WORD - 1) / WORD - k;
         Panels<A> values = ready.values;
         values.data += (j0 / WORD + k) * values.ld;
-        if (K > 0)
-          product<P, false>(least(next * W, b.rows) - row, width_v, K, s.scores + k * Q + row, Q,
-                            values, s.out + row * width_v, width_v, true);
-      }
+        product<P, false>(rows, width_v, K, s.scores + k * Q + row, Q, values,
+                          s.out + row * width_v, width_v, true);
+      });
     }
   }
 
   // Scores to weights for lanes of vector v, in words; what was summed so far is rescaled.
-  void soften(const Block& b, int64_t j0, int64_t from, int64_t to, int64_t v, Scratch& s) const {
+  FASTSEQ_APART void soften(const Block& b, int64_t j0, int64_t from, int64_t to, int64_t v,
+                            Scratch& s) const {
     constexpr int Q = Block::QUERIES;
-    if (from == to || v * L >= b.rows) return;
+    if (from == to) return;
     const A factor = b.complete(s.scores, Q, j0, from, to, v);
     A* x = s.scores + v * L;
     const V before = load(s.maximum + v * L);

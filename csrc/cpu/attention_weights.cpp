@@ -98,11 +98,9 @@ struct Weights {
     memset(s.sums, 0, sizeof(A) * KEYS * Q);
     for (int64_t h = 0; h < heads; ++h) {
       const Block& b = s.blocks[h];
-      int64_t low[Block::PANELS], high[Block::PANELS], seen = 0;
-      for (int64_t p = 0; p < b.panels; ++p) {
-        b.local(p, j0, n, &low[p], &high[p]);
-        seen += high[p] - low[p];
-      }
+      int64_t low[Block::VECTORS], high[Block::VECTORS], seen = 0;
+      b.local(j0, n, low, high);
+      for (int64_t v = 0; v < b.vectors; ++v) seen += high[v] - low[v];
       if (seen == 0) continue;
       const int64_t group = a.Hq / a.Hk;
       const A* keys = s.keys;
@@ -113,9 +111,7 @@ struct Weights {
       else
         pack_words<T>(k, a.k.token, n, a.D, s.keys, words);
       transposed_product<T>(b, low, high, n, words, keys, ld, s.queries + h * Q * words, s.scores);
-      for (int64_t p = 0; p < b.panels; ++p)
-        for (int64_t v = p * 2; v < p * 2 + 2; ++v)
-          add(b, j0, low[p], high[p], v, s.base + h * Q, s);
+      for (int64_t v = 0; v < b.vectors; ++v) add(b, j0, low[v], high[v], v, s.base + h * Q, s);
     }
     write_weights(a, s.blocks[0], part, j0, n, s.sums);
   }
@@ -123,7 +119,7 @@ struct Weights {
   // Scores of lanes of vector v become weights, and join the sums.
   void add(const Block& b, int64_t j0, int64_t from, int64_t to, int64_t v, const A* bases,
            Scratch& s) const {
-    if (from == to || v * L >= b.rows) return;
+    if (from == to) return;
     const A factor = b.complete(s.scores, Q, j0, from, to, v);
     A *x = s.scores + v * L, *sums = s.sums + v * L;
     const V base = load(bases + v * L);
@@ -213,30 +209,25 @@ struct WholeRows {
     const Panels<A> values =
         raw_values ? Panels<A>{(const A*)v, a.v.token, W} : Panels<A>{s.values, W, panel()};
 
-    int64_t low[Block::PANELS], high[Block::PANELS];
+    int64_t low[Block::VECTORS], high[Block::VECTORS];
     for (int64_t j0 = 0; j0 < a.Sk; j0 += KEYS) {
       const int64_t n = least(KEYS, a.Sk - j0);
-      for (int64_t p = 0; p < b.panels; ++p) b.local(p, j0, n, &low[p], &high[p]);
+      b.local(j0, n, low, high);
       transposed_product<T>(b, low, high, n, words, keys + j0 * ld, ld, s.queries,
                             s.scores + j0 * Q);
     }
-    for (int64_t p = 0; p < b.panels; ++p) {
-      b.local(p, 0, a.Sk, &low[p], &high[p]);
-      for (int64_t v = p * 2; v < p * 2 + 2; ++v) soften(b, low[p], high[p], v, s);
-    }
+    b.local(0, a.Sk, low, high);
+    for (int64_t v = 0; v < b.vectors; ++v) soften(b, low[v], high[v], v, s);
     memset(s.out, 0, sizeof(A) * b.rows * width_v);
-    for (int64_t p = 0, next; p < b.panels; p = next) {
-      next = p + 1;
-      while (next < b.panels && low[next] == low[p] && high[next] == high[p]) ++next;
-      const int64_t row = p * W, rows = least(next * W, b.rows) - row;
-      for (int64_t j = low[p]; j < high[p]; j += KEYS) {
+    b.same_keys(low, high, [&](int64_t row, int64_t rows, int64_t from, int64_t to) {
+      for (int64_t j = from; j < to; j += KEYS) {
         Panels<A> part = values;
         part.data += j / WORD * values.ld;
-        product<Product<T>, false>(rows, width_v, (least(KEYS, high[p] - j) + WORD - 1) / WORD,
+        product<Product<T>, false>(rows, width_v, (least(KEYS, to - j) + WORD - 1) / WORD,
                                    s.scores + j / WORD * Q + row, Q, part, s.out + row * width_v,
                                    width_v, true);
       }
-    }
+    });
     for (int64_t row = 0; row < b.rows; ++row) {
       T* out = tokens_at<T>(a, a.out, b.unit, b.head[row], b.index[row]);
       for (int64_t c = 0; c < a.Dv; c += L)
@@ -245,9 +236,9 @@ struct WholeRows {
   }
 
   // Scores of lanes of vector v become words of weights, and these join the sums.
-  void soften(const Block& b, int64_t from, int64_t to, int64_t v, Scratch& s) const {
+  FASTSEQ_APART void soften(const Block& b, int64_t from, int64_t to, int64_t v, Scratch& s) const {
     store(s.inverse + v * L, V{});
-    if (from == to || v * L >= b.rows) return;
+    if (from == to) return;
     const A factor = b.complete(s.scores, Q, 0, from, to, v);
     A *x = s.scores + v * L, *sums = s.sums + v * L;
     const V top = largest_of(x, Q, from, to) * factor;

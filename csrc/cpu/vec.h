@@ -13,6 +13,8 @@
 
 #define FASTSEQ_INLINE_MEMBER inline __attribute__((always_inline))
 #define FASTSEQ_INLINE static FASTSEQ_INLINE_MEMBER
+// For loops that want all registers, which what is inlined around them would hold.
+#define FASTSEQ_APART __attribute__((noinline))
 
 namespace {
 
