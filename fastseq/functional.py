@@ -48,7 +48,8 @@ def scaled_dot_product_attention(
     """
     extras = window_size != (-1, -1) or softcap or alibi_slopes is not None or return_lse
     plain = not extras and attn_mask is None and dropout_p == 0 and key.dim() > 1
-    short = plain and query.numel() * key.shape[-2] <= SHORT and eager_inference(query, key, value)
+    # Asked last, for a length that is traced must not be compared.
+    short = plain and eager_inference(query, key, value) and query.numel() * key.shape[-2] <= SHORT
     if short or not _fits(query, key, value, attn_mask, dropout_p, enable_gqa):
         result = _torch_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa

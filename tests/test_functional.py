@@ -205,3 +205,29 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     turned = torch.view_as_complex(pairs.contiguous()) * torch.complex(cos, sin)[:, None]
     real = torch.view_as_real(turned)
     return torch.cat([(real if interleaved else real.mT).flatten(-2), x[..., 4:]], -1)
+
+
+class Attend(torch.nn.Module):
+    def forward(self, q: Tensor, k: Tensor) -> Tensor:
+        return scaled_dot_product_attention(q, k, k, is_causal=True)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_compiled_and_exported_for_every_length(training: bool) -> None:
+    """Whatever length it was traced with: also one that eager calls leave to torch."""
+
+    def data(queries: int, keys: int) -> tuple[Tensor, Tensor]:
+        q, k = torch.randn(2, 3, queries, 8), torch.randn(2, 3, keys, 8)
+        return q.requires_grad_(training), k.requires_grad_(training)
+
+    model = Attend()
+    dims = [torch.export.Dim(name, min=2, max=5000) for name in ("queries", "keys")]
+    with torch.set_grad_enabled(training):
+        exported = torch.export.export(model, data(5, 9), dynamic_shapes=[{2: d} for d in dims])
+        compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+        compiled(*data(5, 9))
+        for lengths in ((2, 3), (33, 70), (190, 260)):
+            given = data(*lengths)
+            expected = F.scaled_dot_product_attention(given[0], given[1], given[1], is_causal=True)
+            for call in (exported.module(), compiled):
+                torch.testing.assert_close(call(*given), expected)

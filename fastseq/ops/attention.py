@@ -297,7 +297,7 @@ def attention_and_weights(
     seed = torch.randint(2**62, (), dtype=torch.int64) if dropout_p > 0 else None
     alpha = q.shape[-1] ** -0.5 if scale is None else scale
     options = (alpha, -1, -1, False, 0.0, dropout_p, q.shape[2], k.shape[2], average)
-    if _native and k.shape[2] <= _FEW_KEYS and eager_inference(q, k, v, parameters=(mask,)):
+    if _native and eager_inference(q, k, v, parameters=(mask,)) and k.shape[2] <= _FEW_KEYS:
         return torch.ops.fastseq.attention_with_weights(q, k, v, mask, None, seed, *options)
     out, lse = attention(q, k, v, mask, scale=alpha, dropout_p=dropout_p, seed=seed)
     weigh = reference.attention_weights if plain_autograd_only() else _weights
