@@ -3,6 +3,10 @@
 >>> from fastseq.integrations import huggingface
 >>> huggingface.register()
 >>> model = AutoModelForCausalLM.from_pretrained(name, attn_implementation="fastseq")
+
+A query that sees no key, as padding on the left of a causal model does, gets zeros; "eager" gives
+it the mean of all values. Results at real tokens are the same; a loss that counts the step from the
+last padding to the first token differs.
 """
 
 import torch
