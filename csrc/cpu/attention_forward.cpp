@@ -258,17 +258,20 @@ struct Forward {
   }
 
   void write(const Block& b, const Scratch& s) const {
-    for (int64_t row = 0; row < b.rows; ++row) {
-      const A total = s.total[row];
+    A *inverse = s.total, *lse = s.maximum;
+    for (int64_t v = 0; v < b.vectors; ++v) {
+      const V total = load(s.total + v * L), maximum = load(s.maximum + v * L);
       // A query without keys gets zeros; NaN goes on.
-      const A factor = total == 0 ? (A)0 : 1 / total;
+      store(inverse + v * L, total == 0 ? V{} : 1 / total);
+      store(lse + v * L, total == 0 ? splat((A)-__builtin_inf())
+                                    : maximum / exponent_unit(A()) + logarithm(total));
+    }
+    for (int64_t row = 0; row < b.rows; ++row) {
       const int64_t token = b.unit.q0 + b.index[row];
       T* out = tokens_at<T>(a, a.out, b.unit, b.head[row], token);
       for (int64_t c = 0; c < a.Dv; c += L)
-        store(out + c, load(s.out + row * width_v + c) * factor, a.Dv - c);
-      *lse_at<A>(a, (A*)a.lse, b, row) =
-          total == 0 ? (A)-__builtin_inf()
-                     : s.maximum[row] / exponent_unit(A()) + (A)__builtin_log((double)total);
+        store(out + c, load(s.out + row * width_v + c) * inverse[row], a.Dv - c);
+      *lse_at<A>(a, (A*)a.lse, b, row) = lse[row];
     }
   }
 };

@@ -117,6 +117,29 @@ FASTSEQ_INLINE double exponent_unit(double) {
   return 1;
 }
 
+// Natural, of normal numbers above 0; NaN stays.
+FASTSEQ_INLINE Vec<float> logarithm(Vec<float> x) {
+  const Ints<float> bits = (Ints<float>)x;
+  Vec<float> m = (Vec<float>)((bits & 0x007fffff) | 0x3f000000); // 0.5 … 1
+  const Ints<float> small = m < splat(0.70710678f);              // -1 or 0
+  const Vec<float> e = __builtin_convertvector(((bits >> 23) & 255) - 126 + small, Vec<float>);
+  m = (small ? m + m : m) - 1;
+  Vec<float> p = m * 7.0376836292e-2f - 1.1514610310e-1f;
+  p = p * m + 1.1676998740e-1f;
+  p = p * m - 1.2420140846e-1f;
+  p = p * m + 1.4249322787e-1f;
+  p = p * m - 1.6668057665e-1f;
+  p = p * m + 2.0000714765e-1f;
+  p = p * m - 2.4999993993e-1f;
+  p = p * m + 3.3333331174e-1f;
+  const Vec<float> z = m * m;
+  return (m + (p * m * z - 2.12194440e-4f * e - 0.5f * z)) + 0.693359375f * e + (x - x);
+}
+FASTSEQ_INLINE Vec<double> logarithm(Vec<double> x) {
+  for (int i = 0; i < lanes<double>; ++i) x[i] = __builtin_log(x[i]);
+  return x;
+}
+
 // e^x = power (1 + rise), both precise; for |x| <= 87.
 struct Powers {
   Vec<float> power, rise;
