@@ -13,13 +13,11 @@ from .ops import beam, decoder  # noqa: F401 (define operators that only generat
 OPERATORS = (
     "rnn_scan",
     "rnn_scan_backward",
-    "rnn_sequence",
     "rnn_cell",
     "rnn_cell_backward",
     "attention_forward",
     "attention_backward",
     "attention_weights",
-    "attention_with_weights",
     "attention_decode",
     "additive_attention_forward",
     "additive_attention_backward",
