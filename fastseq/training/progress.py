@@ -12,6 +12,7 @@ from .._replacing import replacing
 from .checkpoint import SaveError
 
 LOG_FILE = "log.jsonl"
+_WIDTH = 200  # of a sample's line on the screen
 
 
 class Report:
@@ -67,7 +68,11 @@ class Report:
         self._record("valid", step, values, samples)
         self.say(f"[bold]valid {step}[/bold]  {_told(values)}")
         for sample in samples:
-            self.console.print(f"  {sample}", markup=False, highlight=False, soft_wrap=True)
+            # The log has all; an untrained model may repeat itself to the end.
+            seen = "\n".join(
+                line[:_WIDTH] + "…" * (len(line) > _WIDTH) for line in sample.split("\n")
+            )
+            self.console.print(f"  {seen}", markup=False, highlight=False, soft_wrap=True)
             if self.board is not None:
                 self.board.add_text("sample", sample, step)
 
