@@ -1,17 +1,18 @@
 // The gradient of attention on the CPU where nobody traces: fastseq/ops/attention.py has the same
 // in Python, which takes as long as attention over a short sequence.
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/zeros_like.h>
-#include <torch/csrc/autograd/custom_function.h>
-#include <torch/library.h>
 
 #include <optional>
 #include <tuple>
+
+#include "autograd.h"
 
 namespace {
 
 using at::Tensor;
 using c10::SymInt;
+using fastseq::if_defined;
+using fastseq::operator_named;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using OptionalTensor = std::optional<Tensor>;
@@ -37,11 +38,6 @@ using Backward = std::tuple<Tensor, Tensor, Tensor, Tensor>(
     const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
     const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, double, int64_t, int64_t,
     bool, double, double, SymInt, SymInt, bool);
-
-template <class Signature>
-auto operator_named(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
 
 std::tuple<Tensor, Tensor> forward_of(const Tensor& q, const Tensor& k, const Tensor& v,
                                       const OptionalTensor (&context)[TENSORS], const Options& o) {
@@ -71,19 +67,17 @@ struct AttentionForward : torch::autograd::Function<AttentionForward> {
     static const auto op = operator_named<Backward>("fastseq::attention_backward");
     const variable_list saved = ctx->get_saved_variables();
     OptionalTensor context[TENSORS];
-    for (int i = 0; i < TENSORS; ++i)
-      if (saved[5 + i].defined()) context[i] = saved[5 + i];
+    for (int i = 0; i < TENSORS; ++i) context[i] = if_defined(saved[5 + i]);
     const bool need_mask = context[0] && context[0]->requires_grad();
     const auto& option = ctx->saved_data.at("options").toTupleRef().elements();
     // Only a gradient that is differentiated again needs the operator's own gradient.
     std::optional<at::AutoDispatchBelowADInplaceOrView> below;
     if (!at::GradMode::is_enabled()) below.emplace();
     const auto [grad_q, grad_k, grad_v, grad_mask] =
-        op.call(grads[0].defined() ? grads[0] : at::zeros_like(saved[3]),
-                grads[1].defined() ? OptionalTensor(grads[1]) : std::nullopt, saved[0], saved[1],
-                saved[2], saved[3], saved[4], context[0], context[1], context[2], context[3],
-                context[4], option[0].toDouble(), option[1].toInt(), option[2].toInt(),
-                option[3].toBool(), option[4].toDouble(), option[5].toDouble(),
+        op.call(grads[0].defined() ? grads[0] : at::zeros_like(saved[3]), if_defined(grads[1]),
+                saved[0], saved[1], saved[2], saved[3], saved[4], context[0], context[1],
+                context[2], context[3], context[4], option[0].toDouble(), option[1].toInt(),
+                option[2].toInt(), option[3].toBool(), option[4].toDouble(), option[5].toDouble(),
                 option[6].toSymInt(), option[7].toSymInt(), need_mask);
     return {grad_q, grad_k, grad_v, need_mask ? grad_mask : Tensor(), Tensor(), Tensor()};
   }

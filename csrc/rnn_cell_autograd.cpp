@@ -1,17 +1,17 @@
 // The gradient of a cell's step on the CPU: fastseq/ops/rnn_cell.py has the same in Python, which
 // takes as long as a small step.
-#include <ATen/core/LegacyTypeDispatch.h>
-#include <torch/csrc/autograd/custom_function.h>
-#include <torch/library.h>
-
 #include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "autograd.h"
+
 namespace {
 
 using at::Tensor;
+using fastseq::if_defined;
+using fastseq::operator_named;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using OptionalTensor = std::optional<Tensor>;
@@ -32,15 +32,6 @@ using LayerBackward = std::vector<Tensor>(const OptionalTensor&, const OptionalT
                                           at::TensorList, at::TensorList, at::TensorList,
                                           at::TensorList, const OptionalTensor&, std::string,
                                           at::ArrayRef<double>, double, bool, bool, bool, bool);
-
-template <class Signature>
-auto operator_named(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
-
-OptionalTensor if_defined(const Tensor& x) {
-  return x.defined() ? OptionalTensor(x) : std::nullopt;
-}
 
 struct CellStep : torch::autograd::Function<CellStep> {
   static variable_list forward(AutogradContext* ctx, const Tensor& input, const Tensor& h,

@@ -59,15 +59,8 @@ struct Weights {
     if (a.Sk == 0) return;
     const int64_t blocks = (a.Sq + Q - 1) / Q, chunks = (a.Sk + CHUNK - 1) / CHUNK;
     const int64_t parts = heads ? a.Hq / heads : 0;
-    Scratch counted;
-    Cutter size(nullptr);
-    counted.cut(size, *this);
-    Memory memory(size.used() * a.threads);
     Queue work;
-    on_threads(a.threads, [&](const Worker& worker) {
-      Scratch mine;
-      Cutter own(memory.data() + size.used() * worker.index);
-      mine.cut(own, *this);
+    on_threads_with<Scratch>(a.threads, *this, [&](const Worker& worker, Scratch& mine) {
       work.drain(worker, a.B * parts * blocks * chunks, [&](int64_t t) {
         const int64_t chunk = t % chunks, block = t / chunks % blocks;
         const int64_t part = t / chunks / blocks % parts, b = t / chunks / blocks / parts;
@@ -175,15 +168,8 @@ struct WholeRows {
 
   void run() const {
     const int64_t blocks = (a.Sq + Q - 1) / Q, parts = heads ? a.Hq / heads : 0;
-    Scratch counted;
-    Cutter size(nullptr);
-    counted.cut(size, *this);
-    Memory memory(size.used() * a.threads);
     Queue work;
-    on_threads(a.threads, [&](const Worker& worker) {
-      Scratch mine;
-      Cutter own(memory.data() + size.used() * worker.index);
-      mine.cut(own, *this);
+    on_threads_with<Scratch>(a.threads, *this, [&](const Worker& worker, Scratch& mine) {
       work.drain(worker, a.B * parts * blocks, [&](int64_t t) {
         const int64_t part = t / blocks % parts, b = t / blocks / parts;
         memset(mine.sums, 0, sizeof(A) * a.Sk * Q);

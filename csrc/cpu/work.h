@@ -91,4 +91,20 @@ static void on_threads(int threads, const Work& work) {
   work(Worker{&barrier, omp_get_thread_num(), omp_get_num_threads(), false});
 }
 
+// Calls work(worker, scratch) on every thread. Each has memory of its own, which Scratch::cut cuts
+// for `owner`.
+template <class Scratch, class Owner, class Work>
+static void on_threads_with(int threads, const Owner& owner, const Work& work) {
+  Scratch counted;
+  Cutter size(nullptr);
+  counted.cut(size, owner);
+  Memory memory(size.used() * threads);
+  on_threads(threads, [&](const Worker& worker) {
+    Scratch mine;
+    Cutter own(memory.data() + size.used() * worker.index);
+    mine.cut(own, owner);
+    work(worker, mine);
+  });
+}
+
 } // namespace
