@@ -34,15 +34,15 @@ class _Kernels:
     """fastseq's kernels in the place of torch's, until ``remove``."""
 
     def __init__(self) -> None:
-        self.library = torch.library.Library("aten", "IMPL")
-        self.library.impl(f"{_NAME}_for_cpu", _forward_cpu, "CPU")
-        self.library.impl(f"{_NAME}_for_cpu_backward", _backward_cpu, "CPU")
+        self.overrides = torch.library.Library("aten", "IMPL")
+        self.overrides.impl(f"{_NAME}_for_cpu", _forward_cpu, "CPU")
+        self.overrides.impl(f"{_NAME}_for_cpu_backward", _backward_cpu, "CPU")
         if torch.cuda.is_available() and hasattr(kernels, "attention_forward"):
-            self.library.impl(_NAME, _forward_cuda, "CUDA")
-            self.library.impl(f"{_NAME}_backward", _backward_cuda, "CUDA")
+            self.overrides.impl(_NAME, _forward_cuda, "CUDA")
+            self.overrides.impl(f"{_NAME}_backward", _backward_cuda, "CUDA")
 
     def remove(self) -> None:
-        self.library._destroy()
+        self.overrides._destroy()
 
 
 def _options(

@@ -51,13 +51,15 @@ def eager(
 
 
 def autocasting(device_type: str) -> bool:
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    return (
+        torch._C._is_any_autocast_enabled()  # no other question where none is
+        and torch.amp.is_autocast_available(device_type)
+        and torch.is_autocast_enabled(device_type)
+    )
 
 
 def autocast(*tensors: Tensor) -> Iterable[Tensor]:
     """The tensors in the dtype that autocast asks for; float64 stays."""
-    if not torch._C._is_any_autocast_enabled():
-        return tensors
     device = tensors[0].device.type
     if not autocasting(device):
         return tensors

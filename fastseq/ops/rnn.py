@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..reference import rnn as reference
+from .registration import autocasting
 from .rnn_layer import backward, forward, gates_are_states, recurrent_mask, split_ln
-from .rnn_sequence import LN_EPS, split_biases
+from .rnn_sequence import LN_EPS, fake_sequence, split_biases
 from .traced import is_traced, plain_autograd_only
 from .vmap import loop_over, vmap_layer
 
@@ -37,26 +38,13 @@ def _fake_layer(
     input, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, ln, seed,
     mode, zoneout, recurrent_dropout, training, recompute, save,
 ):  # fmt: skip
-    num_rows, gates = input.shape[0], reference.GATES[mode]
-    hidden = w_ih[0].shape[0] // gates
-    directions = len(w_ih)
-    kept = save and not recompute
-    per_unit = (num_rows, directions, hidden)
-    return (
-        input.new_empty(num_rows, directions * h0.shape[2]),
-        torch.empty_like(h0),
-        input.new_empty(0) if c0 is None else torch.empty_like(c0),
-        input.new_empty(
-            (num_rows, directions, gates, hidden)
-            if kept and not gates_are_states(mode, zoneout)
-            else 0
-        ),
-        input.new_empty(
-            per_unit if save and mode == "LSTM" else 0,
-            dtype=reference.accumulate_dtype(input.dtype),
-        ),
-        input.new_empty(per_unit if kept and mode == "GRU" else 0),
-    )
+    output, h_n, c_n, gates, cells, hn = fake_sequence(
+        input, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, None,
+        mode, zoneout, 0, training, save and not gates_are_states(mode, zoneout),
+    )  # fmt: skip
+    if recompute:
+        gates, hn = gates.new_empty(0), hn.new_empty(0)
+    return output, h_n, c_n, gates, cells, hn
 
 
 def _fake_layer_backward(
@@ -292,9 +280,8 @@ def rnn_layer(
             input, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, ln, seed,
             mode, list(zoneout), recurrent_dropout, training, recompute,
         )  # fmt: skip
-    device = input.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
+    if autocasting(input.device.type):
+        dtype = torch.get_autocast_dtype(input.device.type)
         cast = lambda x: x.to(dtype) if x.dtype != torch.float64 else x  # noqa: E731
         input, h0, c0 = cast(input), cast(h0), None if c0 is None else cast(c0)
         w_ih, w_hh, b_ih, b_hh, w_hr, ln = (

@@ -28,7 +28,7 @@ _library.define(
 )
 
 
-def _fake_scan(
+def fake_scan(
     gates, batch_sizes, h0, c0, w_hh, b_hh, w_hr, ln_gates, ln_cell, h_mask,
     *, cell, ln_eps, zoneout, seed, training, save,
 ):  # fmt: skip
@@ -61,7 +61,7 @@ def _fake_scan_backward(
 
 
 for _name, _implementation, _fake in (
-    ("rnn_scan", reference.rnn_scan, _fake_scan),
+    ("rnn_scan", reference.rnn_scan, fake_scan),
     ("rnn_scan_backward", reference.rnn_scan_backward, _fake_scan_backward),
 ):
     register(_library, _name, _implementation, _fake)

@@ -15,7 +15,7 @@ from .. import _extension
 from ..reference import rnn as reference
 from .gemm import linear, linear_into, widens
 from .registration import register
-from .rnn_scan import scan
+from .rnn_scan import fake_scan, scan
 
 LN_EPS = 1e-5
 
@@ -95,24 +95,20 @@ def project_and_scan(
     return output, h_n, c_n, gates if save else gates.new_empty(0), cells, hn
 
 
-def _fake_sequence(
+def fake_sequence(
     input, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, h_mask,
     mode, zoneout, seed, training, save,
 ):  # fmt: skip
-    directions, gates = len(w_ih), reference.GATES[mode]
-    unit = (input.shape[0], directions, w_ih[0].shape[0] // gates)
-    acc = reference.accumulate_dtype(input.dtype)
-    return (
-        input.new_empty(input.shape[0], directions * h0.shape[2]),
-        torch.empty_like(h0),
-        input.new_empty(0) if c0 is None else torch.empty_like(c0),
-        input.new_empty((*unit[:2], gates, unit[2]) if save else 0),
-        input.new_empty(unit if save and mode == "LSTM" else 0, dtype=acc),
-        input.new_empty(unit if save and mode == "GRU" else 0),
-    )
+    count = reference.GATES[mode]
+    gates = input.new_empty(input.shape[0], len(w_ih), count, w_ih[0].shape[0] // count)
+    output, h_n, c_n, cells, hn = fake_scan(
+        gates, batch_sizes, h0, c0, w_hh, b_hh, w_hr, [], [], h_mask,
+        cell=mode, ln_eps=LN_EPS, zoneout=zoneout, seed=seed, training=training, save=save,
+    )  # fmt: skip
+    return output, h_n, c_n, gates if save else gates.new_empty(0), cells, hn
 
 
-register(_library, "rnn_sequence", project_and_scan, _fake_sequence)
+register(_library, "rnn_sequence", project_and_scan, fake_sequence)
 _extension.load()
 
 rnn_sequence = torch.ops.fastseq.rnn_sequence.default
