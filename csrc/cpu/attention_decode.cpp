@@ -10,32 +10,43 @@ struct Decode {
   typedef Acc<T> A;
   typedef Vec<A> V;
   static constexpr int L = lanes<A>, N = block_vectors<T>, E = block_elements<T>;
-  // Keys of one task. A constant, so that a sequence's bits depend on nothing else in the batch.
-  static constexpr int64_t CHUNK = 256;
-  // Starts loading n elements from p on. Where nothing is, nothing happens.
-  static FASTSEQ_INLINE_MEMBER void fetch(const T* p, int64_t n) {
-    for (int64_t d = 0; d < n; d += 64 / (int64_t)sizeof(T))
-      __builtin_prefetch((const char*)p + d * sizeof(T));
-    asm volatile(""); // or GCC finds callers without effect and drops the calls
-  }
+  static constexpr int64_t CHUNK = 256; // keys of one task at most
+  // Rows that will be wanted soon: they are fetched while others are worked on.
+  struct Ahead {
+    const T* rows;
+    int64_t stride, count;
+    // Starts loading n elements of each of rows [from, to).
+    FASTSEQ_INLINE_MEMBER void fetch(int64_t from, int64_t to, int64_t n) const {
+      for (int64_t j = from; j < least(to, count); ++j)
+        for (int64_t d = 0; d < n; d += 64 / (int64_t)sizeof(T))
+          __builtin_prefetch((const char*)(rows + j * stride + d), 0, 2);
+      asm volatile(""); // or GCC finds callers without effect and drops the calls
+    }
+    Ahead from(int64_t d) const { return {rows + d, stride, count}; }
+  };
 
   const DecodeArgs& a;
   const int64_t group, rows, width, width_v, partial;
   // Of a task. Where a token's heads lie side by side, all: then memory is read as it lies.
   const int64_t heads;
-  // Keys at a time, which stay in cache for all rows of all heads; keys that are fetched early.
-  const int64_t run_length, ahead;
-  int64_t* first_task; // of each sequence, (B + 1)
+  // Keys of one task, so few that its values and the next one's keys stay in cache. The batch has
+  // no part in it, so that a sequence's bits do not depend on what else is there.
+  const int64_t chunk_keys;
+  const int64_t run_length; // keys at a time, which stay in cache for all rows of all heads
+  int64_t* first_task;      // of each sequence, (B + 1)
 
   explicit Decode(const DecodeArgs& args)
       : a(args), group(a.Hk ? a.Hq / a.Hk : 0), rows(group * a.Sq), width(round_up_to(a.D, E)),
         width_v(round_up_to(a.Dv, E)), partial(rows * (width_v + 2)),
-        heads(a.k.head < a.k.token ? a.Hk : 1), run_length(heads > 1 ? 16 : 64),
-        ahead(heads > 1 ? run_length : 12) {}
+        heads(a.k.head < a.k.token ? a.Hk : 1), chunk_keys(heads > 1 ? 64 : CHUNK),
+        run_length(heads > 1 ? 16 : 64) {}
 
   struct Task {
-    int64_t b, first_head, length, from, to; // keys [from, to)
-    A *parts, *queries, *scores;             // of the first head, and from head to head:
+    int64_t b, first_head, length, chunk, from, to; // keys [from, to): those that any row sees
+  };
+  // Where a task puts what it finds: of the first head, and from head to head.
+  struct Room {
+    A *parts, *queries, *scores;
     int64_t next_part, next_queries, next_scores;
   };
   // A task's part for one of its heads.
@@ -44,14 +55,14 @@ struct Decode {
     const int64_t head;
     A *queries, *scores, *out, *maximum, *total; // (rows, …)
   };
-  Head of_head(const Task& t, int64_t i) const {
-    A* const out = t.parts + i * t.next_part;
-    return {t,   t.first_head + i,     t.queries + i * t.next_queries, t.scores + i * t.next_scores,
+  Head of_head(const Task& t, const Room& r, int64_t i) const {
+    A* const out = r.parts + i * r.next_part;
+    return {t,   t.first_head + i,     r.queries + i * r.next_queries, r.scores + i * r.next_scores,
             out, out + rows * width_v, out + rows * (width_v + 1)};
   }
 
   int64_t length(int64_t b) const { return a.lengths ? a.lengths[b] : a.length; }
-  int64_t chunks(int64_t b) const { return most(1, (length(b) + CHUNK - 1) / CHUNK); }
+  int64_t chunks(int64_t b) const { return most(1, (length(b) + chunk_keys - 1) / chunk_keys); }
 
   void run() {
     if (a.B * rows * a.Hk == 0) return;
@@ -68,19 +79,11 @@ struct Decode {
     Queue work, merging;
     on_threads((int)least(a.threads, tasks), [&](const Worker& worker) {
       A* const queries = (A*)(memory.data() + shared.used() + size.used() * worker.index);
-      work.drain(worker, tasks, [&](int64_t t) {
-        int64_t b = 0, end = a.B;
-        while (end - b > 1) (first_task[(b + end) / 2] <= t ? b : end) = (b + end) / 2;
-        const int64_t within = t - first_task[b], count = chunks(b), chunk = within % count;
-        Task task{b, within / count * heads, length(b), chunk * CHUNK, 0};
-        task.to = least(task.from + CHUNK, task.length);
-        task.parts = partials + part(b, task.first_head, chunk);
-        task.next_part = count * partial;
-        task.queries = queries;
-        task.next_queries = rows * width;
-        task.scores = queries + heads * rows * width;
-        task.next_scores = rows * CHUNK;
-        attend(task);
+      work.drain(worker, tasks, [&](int64_t index, int64_t next) {
+        const Task t = task(index);
+        attend(t, next < 0 ? Task{} : task(next),
+               {partials + part(t.b, t.first_head, t.chunk), queries,
+                queries + heads * rows * width, chunks(t.b) * partial, rows * width, rows * CHUNK});
       });
       worker.meet();
       merging.drain(worker, a.B * a.Hk, [&](int64_t i) {
@@ -89,6 +92,22 @@ struct Decode {
           merge(b, i % a.Hk, row, partials + part(b, i % a.Hk, 0), chunks(b));
       });
     });
+  }
+
+  Task task(int64_t index) const {
+    int64_t b = 0, end = a.B;
+    while (end - b > 1) (first_task[(b + end) / 2] <= index ? b : end) = (b + end) / 2;
+    const int64_t within = index - first_task[b], count = chunks(b), chunk = within % count;
+    Task t{b, within / count * heads, length(b), chunk, chunk * chunk_keys, 0};
+    t.to = least(t.from + chunk_keys, t.length);
+    int64_t from = t.to, to = t.from;
+    for (int64_t i = 0; i < a.Sq; ++i) {
+      int64_t low, high;
+      range(t, i, &low, &high);
+      if (low < high) from = least(from, low), to = most(to, high);
+    }
+    t.from = from, t.to = most(from, to);
+    return t;
   }
 
   // Where the partial result of a chunk for a key head stands.
@@ -103,21 +122,21 @@ struct Decode {
     *high = a.window_right < 0 ? t.to : least(t.to, own + a.window_right + 1);
   }
 
-  // Calls use(first key, count, its address) for the keys [from, to), which lie together.
+  // Where token j of a task's first head is.
+  const T* at(const Tokens& x, const Task& t, int64_t j) const {
+    const T* const head = (const T*)x.data + t.first_head * x.head;
+    if (!a.table) return head + t.b * x.batch + j * x.token;
+    return head + a.table[t.b * a.table_width + j / a.page_size] * x.batch +
+           j % a.page_size * x.token;
+  }
+
+  // Calls use(first key, count) for the keys of a task, those that lie together.
   template <class Use>
-  void runs(const Tokens& x, const Task& t, int64_t from, int64_t to, const Use& use) const {
-    for (int64_t j = from; j < to;) {
-      int64_t n = least(run_length, to - j);
-      const T* at = (const T*)x.data + t.first_head * x.head;
-      if (a.table) {
-        const int64_t inside = j % a.page_size;
-        n = least(n, a.page_size - inside);
-        at += a.table[t.b * a.table_width + j / a.page_size] * x.batch + inside * x.token;
-      } else {
-        at += t.b * x.batch + j * x.token;
-      }
-      use(j, n, at);
-      j += n;
+  void runs(const Task& t, const Use& use) const {
+    for (int64_t j = t.from, n; j < t.to; j += n) {
+      n = least(run_length, t.to - j);
+      if (a.table) n = least(n, a.page_size - j % a.page_size);
+      use(j, n);
     }
   }
 
@@ -133,34 +152,35 @@ struct Decode {
     static constexpr int value = N;
   };
 
-  void attend(const Task& t) const {
-    int64_t from = t.to, to = t.from; // keys that any row sees
-    for (int64_t i = 0; i < a.Sq; ++i) {
-      int64_t low, high;
-      range(t, i, &low, &high);
-      if (low < high) from = least(from, low), to = most(to, high);
-    }
-    to = most(from, to);
-    for (int64_t i = 0; i < heads; ++i) load_queries(of_head(t, i));
-    runs(a.k, t, from, to, [&](int64_t j, int64_t n, const T* k) {
+  // Memory is busy all the time: values are fetched while keys are worked on, and the next task's
+  // keys while values are.
+  void attend(const Task& t, const Task& next, const Room& room) const {
+    for (int64_t i = 0; i < heads; ++i) load_queries(of_head(t, room, i));
+    runs(t, [&](int64_t j, int64_t n) {
+      const T *const k = at(a.k, t, j), *const v = at(a.v, t, j);
       for (int64_t i = 0; i < heads; ++i) {
-        const Head h = of_head(t, i);
+        const Head h = of_head(t, room, i);
         row_groups([&](int64_t row, auto size) {
           score<decltype(size)::value>(h.queries + row * width, k + i * a.k.head, a.k.token, n,
-                                       h.scores + row * CHUNK + j - from);
+                                       h.scores + row * CHUNK + j - t.from,
+                                       {v + i * a.v.head, a.v.token, row == 0 ? n : 0});
         });
       }
     });
     for (int64_t i = 0; i < heads; ++i) {
-      const Head h = of_head(t, i);
-      for (int64_t row = 0; row < rows; ++row) soften(h, row, from, to, h.scores + row * CHUNK);
+      const Head h = of_head(t, room, i);
+      for (int64_t row = 0; row < rows; ++row) soften(h, row, h.scores + row * CHUNK);
     }
-    runs(a.v, t, from, to, [&](int64_t j, int64_t n, const T* v) {
+    runs(t, [&](int64_t j, int64_t n) {
+      const T* const v = at(a.v, t, j);
+      const int64_t there = next.from + j - t.from, left = most(next.to - there, 0);
+      const T* const k = left ? at(a.k, next, there) : nullptr;
       for (int64_t i = 0; i < heads; ++i) {
-        const Head h = of_head(t, i);
+        const Head h = of_head(t, room, i);
         row_groups([&](int64_t row, auto size) {
-          sum_values<decltype(size)::value>(h.scores + row * CHUNK + j - from, v + i * a.v.head,
-                                            a.v.token, n, h.out + row * width_v);
+          sum_values<decltype(size)::value>(h.scores + row * CHUNK + j - t.from, v + i * a.v.head,
+                                            a.v.token, n, h.out + row * width_v,
+                                            {k + i * a.k.head, a.k.token, row == 0 ? left : 0});
         });
       }
     });
@@ -181,7 +201,7 @@ struct Decode {
 
   // scores (ROWS, CHUNK) of n keys, L sums at once.
   template <int ROWS>
-  void score(const A* q, const T* k, int64_t stride, int64_t n, A* scores) const {
+  void score(const A* q, const T* k, int64_t stride, int64_t n, A* scores, Ahead ahead) const {
     constexpr int KEYS = L / ROWS;
     const int64_t whole = a.D / E * E;
     for (int64_t j = 0; j < n; j += KEYS) {
@@ -191,7 +211,7 @@ struct Decode {
       const T* const first = k + j * stride;
       // Of keys past the last, whose scores nobody takes, the last is read.
       const int64_t last = (n - j - 1) * stride;
-      for (int i = 0; i < KEYS; ++i) fetch(first + (i + ahead) * stride, a.D);
+      ahead.fetch(j, j + KEYS, a.Dv);
       auto step = [&](int64_t d, int64_t left) __attribute__((always_inline)) {
         V query[ROWS][N];
 #pragma GCC unroll 4
@@ -223,9 +243,10 @@ struct Decode {
   }
 
   // Scores of one row to weights; its maximum and total.
-  void soften(const Head& at, int64_t row, int64_t from, int64_t to, A* s) const {
+  void soften(const Head& at, int64_t row, A* s) const {
     const Task& t = at.t;
-    const int64_t h = at.head * group + row / a.Sq, i = row % a.Sq, n = to - from;
+    const int64_t from = t.from, n = t.to - from;
+    const int64_t h = at.head * group + row / a.Sq, i = row % a.Sq;
     const A none = (A)-__builtin_inf(), cap = (A)a.softcap;
     const A factor = cap > 0 || a.alibi ? (A)a.scale : (A)a.scale * exponent_unit(A());
     A distances[L]; // of the first keys from the row's own
@@ -267,32 +288,33 @@ struct Decode {
 
   // out (ROWS, width_v) += weights (ROWS, CHUNK) of n keys by their values.
   template <int ROWS>
-  void sum_values(const A* weights, const T* v, int64_t stride, int64_t n, A* out) const {
+  void sum_values(const A* weights, const T* v, int64_t stride, int64_t n, A* out,
+                  Ahead ahead) const {
     int64_t d = 0;
-    d = sum_blocks<ROWS, 8 / ROWS / N>(weights, v, stride, n, d, out);
-    d = sum_blocks<ROWS, 4 / ROWS / N>(weights, v, stride, n, d, out);
-    d = sum_blocks<ROWS, 1>(weights, v, stride, n, d, out);
-    if (d < a.Dv) sum_part<ROWS, 1>(weights, v + d, stride, n, a.Dv - d, out + d);
+    d = sum_blocks<ROWS, 8 / ROWS / N>(weights, v, stride, n, d, out, ahead);
+    d = sum_blocks<ROWS, 4 / ROWS / N>(weights, v, stride, n, d, out, ahead);
+    d = sum_blocks<ROWS, 1>(weights, v, stride, n, d, out, ahead);
+    if (d < a.Dv) sum_part<ROWS, 1>(weights, v + d, stride, n, a.Dv - d, out + d, ahead.from(d));
   }
   // As many blocks as fit, COLUMNS at a time, from d on. Returns where it ended.
   template <int ROWS, int COLUMNS>
-  int64_t sum_blocks(const A* weights, const T* v, int64_t stride, int64_t n, int64_t d,
-                     A* out) const {
+  int64_t sum_blocks(const A* weights, const T* v, int64_t stride, int64_t n, int64_t d, A* out,
+                     Ahead ahead) const {
     if constexpr (COLUMNS > 0)
       for (; d + COLUMNS * E <= a.Dv; d += COLUMNS * E)
-        sum_part<ROWS, COLUMNS>(weights, v + d, stride, n, COLUMNS * E, out + d);
+        sum_part<ROWS, COLUMNS>(weights, v + d, stride, n, COLUMNS * E, out + d, ahead.from(d));
     return d;
   }
   template <int ROWS, int COLUMNS>
-  void sum_part(const A* weights, const T* v, int64_t stride, int64_t n, int64_t left,
-                A* out) const {
+  void sum_part(const A* weights, const T* v, int64_t stride, int64_t n, int64_t left, A* out,
+                Ahead ahead) const {
     V sums[ROWS][COLUMNS * N];
 #pragma GCC unroll 4
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 8
       for (int c = 0; c < COLUMNS * N; ++c) sums[r][c] = load(out + r * width_v + c * L);
     for (int64_t j = 0; j < n; ++j) {
-      fetch(v + (j + ahead) * stride, COLUMNS * E);
+      ahead.fetch(j, j + 1, COLUMNS * E);
 #pragma GCC unroll 8
       for (int c = 0; c < COLUMNS; ++c) {
         V x[N];

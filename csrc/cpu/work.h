@@ -5,6 +5,8 @@
 #include "memory.h"
 #include "team.h"
 
+#include <type_traits>
+
 namespace {
 
 constexpr int64_t round_up_to(int64_t n, int64_t to) {
@@ -47,7 +49,8 @@ private:
 };
 
 // Calls task(index) for every index below count. A thread starts with its own part, which may be in
-// its cache from the last call, and then helps with the others'; parts go from the highest down.
+// its cache from the last call, and then helps with the others'; parts go from the highest down. A
+// task that takes two numbers is told as well which one its thread will most likely do next.
 struct Queue {
   static constexpr int PARTS = 16;
   struct alignas(64) Part {
@@ -55,11 +58,17 @@ struct Queue {
   } parts[PARTS];
   template <class Task>
   void drain(const Worker& worker, int64_t count, const Task& task) {
+    const auto begin = [&](int p) { return count * p / PARTS; };
     for (int i = 0; i < PARTS; ++i) {
-      const int p = (worker.index * PARTS / worker.count + i) % PARTS;
-      const int64_t from = count * p / PARTS, to = count * (p + 1) / PARTS;
-      for (int64_t t; (t = __atomic_fetch_add(&parts[p].taken, 1, __ATOMIC_RELAXED)) < to - from;)
-        task(to - 1 - t);
+      const int first = worker.index * PARTS / worker.count, p = (first + i) % PARTS;
+      const int64_t from = begin(p), to = begin(p + 1);
+      for (int64_t t; (t = __atomic_fetch_add(&parts[p].taken, 1, __ATOMIC_RELAXED)) < to - from;) {
+        const int64_t index = to - 1 - t;
+        if constexpr (std::is_invocable_v<Task, int64_t, int64_t>)
+          task(index, index > from ? index - 1 : begin((p + 1) % PARTS + 1) - 1);
+        else
+          task(index);
+      }
     }
   }
 };
