@@ -11,6 +11,7 @@ struct Backward {
   typedef Acc<T> A;
   typedef Vec<A> V;
   typedef QueryBlock<T> Block;
+  typedef typename P::Storage Stored;
   static constexpr int L = lanes<A>, W = Shape<T>::WIDTH, WORD = Shape<T>::WORD;
   static constexpr int Q = Block::QUERIES;
   static constexpr int64_t KEYS = 64; // of a block; its scores and their gradients stay in L1
@@ -232,7 +233,6 @@ struct Backward {
     transposed_product<T>(b, low, high, n, words_v, c.values + at * c.ld_v, c.ld_v, s.grads,
                           s.slopes);
     for (int64_t v = 0; v < b.vectors; ++v) differentiate(b, j0, low[v], high[v], n, v, s);
-    if (WORD == 2) pair_up(b, n, s);
     for (int64_t r = 0; r < n; r += R) {
       const int64_t rows = least(R, n - r);
       int64_t from = b.vectors, to = 0; // vectors that see any of these keys
@@ -259,15 +259,13 @@ struct Backward {
   }
 
   // Scores to (dropped) weights, and gradients of weights to gradients of raw scores over scale,
-  // in lanes of vector v. Rows that it does not see become 0.
+  // in lanes of vector v, both in words. Rows that it does not see become 0.
   FASTSEQ_APART void differentiate(const Block& b, int64_t j0, int64_t from, int64_t to, int64_t n,
                                    int64_t v, Scratch& s) const {
     A *w = s.weights + v * L, *g = s.slopes + v * L;
-    for (int64_t j = 0; j < n; ++j) {
-      if (j == from) j = to;
-      if (j >= n) break;
-      store(w + j * Q, V{});
-      store(g + j * Q, V{});
+    for (int64_t j = 0; j < n; j += WORD) {
+      if (j == from) j = round_up_to(to, WORD);
+      if (j < n) put(s, j, v, {}, {});
     }
     if (from == to) return;
     A factor = (A)a.scale * exponent_unit(A());
@@ -284,18 +282,48 @@ struct Backward {
         store(g + j * Q, p * (load(g + j * Q) * kept - delta));
       });
     } else {
-      for (int64_t j = from; j < to; ++j) {
-        const V p = exponential(load(w + j * Q) * factor - lse);
-        store(w + j * Q, p);
-        store(g + j * Q, p * (load(g + j * Q) - delta));
+      const bool done = !a.grad_mask && a.softcap == 0;
+      for (int64_t j = from; j < to; j += WORD) {
+        Rows p = {}, d = {};
+        for (int i = 0; i < WORD && j + i < to; ++i) {
+          p.of[i] = exponential(load(w + (j + i) * Q) * factor - lse);
+          d.of[i] = p.of[i] * (load(g + (j + i) * Q) - delta);
+        }
+        if (done) {
+          put(s, j, v, p, d);
+          continue;
+        }
+        for (int i = 0; i < WORD && j + i < to; ++i)
+          store(w + (j + i) * Q, p.of[i]), store(g + (j + i) * Q, d.of[i]);
       }
+      if (done) return;
     }
     if (a.grad_mask) add_to_mask(b, j0, from, to, v, g);
     if (a.softcap > 0)
       for (int64_t j = from; j < to; ++j)
         store(g + j * Q, load(g + j * Q) * load(s.cap_slopes + j * Q + v * L));
+    if (WORD == 1) return;
+    for (int64_t j = from; j < to; j += WORD) {
+      Rows p = {}, d = {};
+      for (int i = 0; i < WORD && j + i < to; ++i)
+        p.of[i] = load(w + (j + i) * Q), d.of[i] = load(g + (j + i) * Q);
+      put(s, j, v, p, d);
+    }
   }
 
+  // Lanes of vector v of a word's rows, from row j on, as the products want them: pairs of queries
+  // along a row, and of keys for the queries' gradient. In place, if vectors come in order.
+  struct Rows {
+    V of[WORD];
+  };
+  FASTSEQ_INLINE_MEMBER void put(Scratch& s, int64_t j, int64_t v, Rows weights,
+                                 Rows slopes) const {
+    for (int i = 0; i < WORD; ++i) {
+      store((Stored*)(s.weights + (j + i) * Q) + v * L, weights.of[i]);
+      store((Stored*)(s.slopes + (j + i) * Q) + v * L, slopes.of[i]);
+    }
+    if (WORD == 2) store(s.pairs + j / 2 * Q + v * L, word_of(slopes.of[0], slopes.of[WORD - 1]));
+  }
   void add_to_mask(const Block& b, int64_t j0, int64_t from, int64_t to, int64_t v,
                    const A* g) const {
     A* at[L];
@@ -324,20 +352,6 @@ struct Backward {
         }
       }
     }
-  }
-
-  // Words for the products: pairs of queries along a row, and of keys for the queries' gradient.
-  void pair_up(const Block& b, int64_t n, Scratch& s) const {
-    for (int64_t j = 0; j < n; j += 2)
-      for (int64_t v = 0; v * L < b.rows; ++v)
-        store(s.pairs + j / 2 * Q + v * L,
-              word_of(load(s.slopes + j * Q + v * L),
-                      j + 1 < n ? load(s.slopes + (j + 1) * Q + v * L) : V{}));
-    for (int64_t j = 0; j < n; ++j)
-      for (int64_t v = 0; v * L < b.rows; ++v) {
-        store((T*)(s.weights + j * Q) + v * L, load(s.weights + j * Q + v * L));
-        store((T*)(s.slopes + j * Q) + v * L, load(s.slopes + j * Q + v * L));
-      }
   }
 };
 

@@ -437,6 +437,22 @@ FASTSEQ_INLINE void pair_rows(Acc<T>* x, int64_t ld, int64_t from, int64_t to) {
           word_of(load(x + j * ld), j + 1 < to ? load(x + (j + 1) * ld) : Vec<Acc<T>>{}));
 }
 
+// Both of these in one pass.
+template <class T>
+FASTSEQ_INLINE Vec<Acc<T>> weigh_in_words(Acc<T>* x, int64_t ld, int64_t from, int64_t to,
+                                          Acc<T> factor, Vec<Acc<T>> base) {
+  typedef Vec<Acc<T>> V;
+  if (Shape<T>::WORD == 1) return weigh<Acc<T>>(x, ld, from, to, factor, base);
+  V total = {};
+  const auto weight = [&](int64_t j) { return exponential(load(x + j * ld) * factor - base); };
+  for (int64_t j = from; j < to; j += 2) {
+    const V first = weight(j), second = j + 1 < to ? weight(j + 1) : V{};
+    total += first + second;
+    store(x + j / 2 * ld, word_of(first, second));
+  }
+  return total;
+}
+
 // Rows of a tensor, one `stride` after the other.
 template <class T>
 struct Lines {

@@ -226,11 +226,16 @@ struct Forward {
     const V base = now == -__builtin_inf() ? V{} : now; // no key yet: every weight becomes 0
     const V shrink = exponential(before - base);
     store(s.maximum + v * L, now);
-    store(s.total + v * L, load(s.total + v * L) * shrink + weigh(x, Q, from, to, factor, base));
-    if (a.dropout_p > 0)
+    V total;
+    if (a.dropout_p > 0) {
+      total = weigh(x, Q, from, to, factor, base);
       b.dropped(j0, from, to, v,
                 [&](int64_t k, V kept) { store(x + k * Q, load(x + k * Q) * kept); });
-    pair_rows<T>(x, Q, from, to);
+      pair_rows<T>(x, Q, from, to);
+    } else {
+      total = weigh_in_words<T>(x, Q, from, to, factor, base);
+    }
+    store(s.total + v * L, load(s.total + v * L) * shrink + total);
     for (int i = 0; i < L; ++i)
       if (shrink[i] != 1 && v * L + i < b.rows) {
         A* out = s.out + (v * L + i) * width_v;

@@ -107,6 +107,12 @@ FASTSEQ_INLINE void store(float* p, Vec<float> v) {
 FASTSEQ_INLINE void store(double* p, Vec<double> v) {
   memcpy(p, &v, sizeof v);
 }
+#if defined(__AVX512BF16__) && FASTSEQ_VECTOR_BYTES == 64
+FASTSEQ_INLINE void store(bf16* p, Vec<float> v) { // what is below float's normal numbers becomes 0
+  const __m256bh half = _mm512_cvtneps_pbh((__m512)v);
+  memcpy(p, &half, sizeof half);
+}
+#else
 FASTSEQ_INLINE void store(bf16* p, Vec<float> v) {
   U32 bits = (U32)v;
   U32 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16; // to nearest, ties to even
@@ -114,6 +120,7 @@ FASTSEQ_INLINE void store(bf16* p, Vec<float> v) {
   U16 half = narrow(rounded);
   memcpy(p, &half, sizeof half);
 }
+#endif
 
 #if defined(__AVX512F__) && FASTSEQ_VECTOR_BYTES == 64
 FASTSEQ_INLINE Vec<float> load(const f16* p) {

@@ -103,9 +103,15 @@ FASTSEQ_INLINE Vec<float> power_slope(Vec<float> r) {
 // 2^x for floats, e^x for doubles: scores are kept in units of log2 or natural ones. 0 where the
 // result would not be a normal number, as for -infinity; x must not be far above 0.
 FASTSEQ_INLINE Vec<float> exponential(Vec<float> x) {
+#if defined(__AVX512F__) && FASTSEQ_VECTOR_BYTES == 64
+  const __mmask16 normal = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126), _CMP_NLT_UQ);
+  const Vec<float> n = x + SHIFT - SHIFT, r = x - n;
+  return (Vec<float>)_mm512_maskz_scalef_ps(normal, (__m512)(power_slope(r) * r + 1.0f), (__m512)n);
+#else
   x = larger(splat(-127.0f), x); // 2^-127 is assembled as 0; NaN stays
   const Vec<float> shifted = x + SHIFT, r = x - (shifted - SHIFT);
   return (power_slope(r) * r + 1.0f) * power_of_two(shifted);
+#endif
 }
 FASTSEQ_INLINE Vec<double> exponential(Vec<double> x) {
   return exp_clamped(larger(splat(-709.2), x));
