@@ -76,6 +76,7 @@ def compile_commands(compiler: list[str], build: Path) -> tuple[list[list[str]],
         (name, csrc / f"{name}.cpp", ["-O1", *torch_flags])
         for name in (
             "bindings",
+            "products",
             "rnn_cell_autograd",
             "attention_autograd",
             "attention_bindings",

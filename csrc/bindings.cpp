@@ -5,9 +5,9 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/add.h>
 #include <ATen/ops/addmm.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/linear.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
 #include <pybind11/pybind11.h>
@@ -21,6 +21,7 @@
 
 #include "cpu/philox.h"
 #include "dispatch.h"
+#include "products.h"
 
 namespace {
 
@@ -218,22 +219,9 @@ rnn_sequence(const Tensor& input, const OptionalTensor& batch_sizes, const Tenso
   const bool both_in_scan = mode != "GRU" && N > FEW_ROWS;
   for (size_t d = 0; both_in_scan && d < b_ih.size(); ++d)
     sums.push_back(at::add(b_ih[d], b_hh[d]));
-  const auto bias = [&](int64_t d) {
-    return b_ih.empty() || both_in_scan ? OptionalTensor() : OptionalTensor(b_ih[d]);
-  };
-  Tensor gates;
-  if (D == 1) {
-    gates = at::linear(input, w_ih[0], bias(0));
-  } else {
-    gates = at::empty({N, D, width}, input.options());
-    for (int64_t d = 0; d < D; ++d) {
-      Tensor out = gates.select(1, d);
-      if (const OptionalTensor b = bias(d))
-        at::addmm_out(out, *b, input, w_ih[d].t());
-      else
-        at::mm_out(out, input, w_ih[d].t());
-    }
-  }
+  OptionalTensor bias;
+  if (!b_ih.empty() && !both_in_scan) bias = D == 1 ? b_ih[0] : at::cat(b_ih);
+  Tensor gates = fastseq::linear(input, D == 1 ? w_ih[0] : at::cat(w_ih), bias);
   gates = gates.view({N, D, G, width / G});
   auto [output, h_n, c_n, cells, hn] =
       rnn_scan(gates, batch_sizes, h0, c0, w_hh, both_in_scan ? at::TensorList(sums) : b_hh, w_hr,
@@ -300,10 +288,10 @@ rnn_cell(const Tensor& input, const Tensor& h, const OptionalTensor& c, const Te
   Tensor gates, products;
   if (have_products) {
     if (gru) {
-      gates = at::linear(input, w_ih, b_ih);
-      products = at::linear(h, w_hh);
+      gates = fastseq::linear(input, w_ih, b_ih);
+      products = fastseq::linear(h, w_hh);
     } else {
-      gates = at::linear(input, w_ih).addmm_(h, w_hh.t());
+      gates = fastseq::linear(input, w_ih).addmm_(h, w_hh.t());
     }
     gates = gates.view({B, 1, G, H});
   } else {
@@ -406,6 +394,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("capability", [] { return fastseq::kernels().name; }, "The instruction set in use.");
   m.def("pairs_are_quick", &fastseq::pairs_are_quick,
         "Whether pairs of bfloat16 are multiplied faster than floats, or not at all.");
+  m.def("onednn_is_quicker", &fastseq::onednn_is_quicker,
+        "Whether torch multiplies floats faster by oneDNN than by its default.");
   m.def("built_capabilities", &fastseq::built_capabilities);
   m.def("usable_capabilities", &fastseq::usable_capabilities);
   m.def("load_kernels", &fastseq::load_kernels, pybind11::arg("path"), pybind11::arg("name"),

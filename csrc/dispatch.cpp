@@ -133,6 +133,14 @@ std::vector<std::string> usable_capabilities() {
   return names;
 }
 
+bool onednn_is_quicker() {
+#ifdef FASTSEQ_HAVE_X86
+  return __builtin_cpu_is("amd") && __builtin_cpu_supports("avx512f");
+#else
+  return false;
+#endif
+}
+
 bool pairs_are_quick() {
 #ifdef FASTSEQ_HAVE_X86
   // Some processors take one such instruction a cycle, which is twice the products; others one in

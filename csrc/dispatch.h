@@ -33,6 +33,10 @@ std::vector<std::string> usable_capabilities();
 // once. True where it has no such instruction.
 bool pairs_are_quick();
 
+// Whether torch multiplies matrices of floats faster by oneDNN than by its default, MKL: so it is
+// on AMD's processors with AVX-512.
+bool onednn_is_quicker();
+
 // The kernels in use: FASTSEQ_CPU_CAPABILITY if set, else the best; avx512_bf16 only where this
 // processor multiplies bfloat16 pairs faster than floats. Throws where that is impossible.
 const Kernels& kernels();

@@ -54,6 +54,12 @@ def pairs_are_quick() -> bool:
     return module.pairs_are_quick() if module else True
 
 
+def onednn_is_quicker() -> bool:
+    """Whether torch multiplies float32 faster by oneDNN here than by its default."""
+    module = _load()[0]
+    return module.onednn_is_quicker() if module else False
+
+
 def built_capabilities() -> list[str]:
     """The instruction sets that the kernels were built for."""
     module = _load()[0]

@@ -193,10 +193,11 @@ struct Direction {
 };
 
 // Whether each thread takes rows of its own: no waiting, but every thread reads the whole weight,
-// which must fit its cache, and needs enough rows for full tiles.
+// which must fit its cache, and needs enough rows for full tiles; the more, the less often.
 static bool splits_rows(const ScanArgs& a, int64_t weight_bytes) {
   const int64_t threads = a.D > 1 ? (a.threads + 1) / 2 : a.threads;
-  return threads > 1 && weight_bytes <= 256 * 1024 && a.B >= 8 * threads;
+  const int64_t rows = a.B / threads, most_bytes = rows >= 16 ? 1 << 20 : 1 << 18;
+  return threads > 1 && weight_bytes <= most_bytes && rows >= 8;
 }
 
 // Threads that a step keeps busy for longer than they wait for each other.

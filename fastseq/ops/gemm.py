@@ -4,6 +4,8 @@ A CPU without 16-bit arithmetic multiplies bfloat16 and float16 a hundred times 
 in torch, and some that have AVX-512's bfloat16 pairs take twice as long for them as for floats;
 there the product runs in float32 and is rounded once at the end: more exact too. It goes in blocks,
 so that what is widened stays small.
+
+Products of float32 are MKL's, or oneDNN's where that is quicker (``csrc/products.h``).
 """
 
 import math
@@ -13,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _extension
+from .traced import is_traced, plain_autograd_only
 
 _BLOCK = 512  # rows (or terms of a sum) that are widened at once
 _MANY = 128  # rows that pay for a weight's widening, where the narrow product is only half as fast
@@ -31,6 +34,7 @@ def _rows_to_widen() -> dict[torch.dtype, float]:
 
 
 _ROWS = _rows_to_widen()
+_ENOUGH = 2**22 if _extension.onednn_is_quicker() else math.inf  # multiplications that pay for it
 
 
 def _widens(x: Tensor, dtype: torch.dtype) -> bool:
@@ -46,8 +50,47 @@ def widens(x: Tensor) -> bool:
     return _widens(x, x.dtype)
 
 
+def _quicker_by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    """Whether x·weightᵀ + bias is; not where torch would complain, for it does so better."""
+    return (
+        x.numel() * weight.shape[0] >= _ENOUGH
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and x.shape[-1] == weight.shape[-1]
+        and (bias is None or (bias.dtype == x.dtype and bias.shape == weight.shape[:1]))
+        and x.is_contiguous()  # what is not would be copied
+        and not is_traced()
+    )
+
+
+def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class _OnednnLinear(torch.autograd.Function):
+    """``F.linear`` with a gradient; a second one is taken by torch's own operators."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _onednn_linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        rows = grad.flatten(0, -2)
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        return (
+            linear(grad, weight.t(), None) if of_x else None,
+            rows.t() @ x.flatten(0, -2) if of_weight else None,
+            rows.sum(0) if of_bias else None,
+        )
+
+
 def mm(a: Tensor, b: Tensor) -> Tensor:
     """a @ b in the dtype of ``a``."""
+    if _quicker_by_onednn(a, b.t()):
+        return _onednn_linear(a, b.t(), None)
     if not widens(a):
         return torch.mm(a, b)
     rows, terms = a.shape
@@ -75,6 +118,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if dtype != torch.float64 and torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
     if not _widens(x, dtype):
+        quicker = dtype == x.dtype and x.dim() > 1 and _quicker_by_onednn(x, weight, bias)
+        if quicker and not plain_autograd_only():
+            return _OnednnLinear.apply(x, weight, bias)
         return F.linear(x, weight, bias)
     with torch.autocast("cpu", enabled=False):
         wide = None if bias is None else bias.float()
