@@ -135,7 +135,7 @@ std::vector<std::string> usable_capabilities() {
 
 bool onednn_is_quicker() {
 #ifdef FASTSEQ_HAVE_X86
-  return __builtin_cpu_is("amd") && __builtin_cpu_supports("avx512f");
+  return __builtin_cpu_is("amd") && kernels().name.rfind("avx512", 0) == 0;
 #else
   return false;
 #endif

@@ -35,6 +35,7 @@ def _rows_to_widen() -> dict[torch.dtype, float]:
 
 _ROWS = _rows_to_widen()
 _ENOUGH = 2**22 if _extension.onednn_is_quicker() else math.inf  # multiplications that pay for it
+_LONG_SUM = 1024  # terms; oneDNN sums one after the other, so that more lose digits
 
 
 def _widens(x: Tensor, dtype: torch.dtype) -> bool:
@@ -56,7 +57,7 @@ def _quicker_by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
         x.numel() * weight.shape[0] >= _ENOUGH
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
-        and x.shape[-1] == weight.shape[-1]
+        and x.shape[-1] == weight.shape[-1] <= _LONG_SUM
         and (bias is None or (bias.dtype == x.dtype and bias.shape == weight.shape[:1]))
         and x.is_contiguous()  # what is not would be copied
         and not is_traced()
