@@ -121,7 +121,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if not _widens(x, dtype):
         quicker = dtype == x.dtype and x.dim() > 1 and _quicker_by_onednn(x, weight, bias)
         if quicker and not plain_autograd_only():
-            return _OnednnLinear.apply(x, weight, bias)
+            given = (x, weight) if bias is None else (x, weight, bias)
+            if torch.is_grad_enabled() and torch._C._any_requires_grad(*given):
+                return _OnednnLinear.apply(x, weight, bias)
+            return _onednn_linear(x, weight, bias)
         return F.linear(x, weight, bias)
     with torch.autocast("cpu", enabled=False):
         wide = None if bias is None else bias.float()
