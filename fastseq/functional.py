@@ -72,10 +72,8 @@ def scaled_dot_product_attention(
         mask = mask.view((1,) * (max(len(full), 4) - mask.dim()) + mask.shape)
         if len(leading) > 1:
             mask = mask.expand(*leading, *mask.shape[-3:]).flatten(0, -4)
-    left, right = window_size
     out, lse = attention(
-        q, k, v, mask,
-        scale=scale, window=(left, 0 if is_causal else right), softcap=softcap,
+        q, k, v, mask, scale=scale, window=_window(window_size, is_causal), softcap=softcap,
         dropout_p=dropout_p, alibi_slopes=alibi_slopes,
     )  # fmt: skip
     if query.dim() != 4:
@@ -158,7 +156,7 @@ def flash_attn_func(
     _check_flash(q, k, v, dims=4)
     out, lse = attention(
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2),
-        scale=softmax_scale, window=_flash_window(window_size, causal), bottom_right=True,
+        scale=softmax_scale, window=_window(window_size, causal), bottom_right=True,
         softcap=softcap, dropout_p=dropout_p, alibi_slopes=alibi_slopes,
     )  # fmt: skip
     out = out.transpose(1, 2)
@@ -207,7 +205,7 @@ def flash_attn_varlen_func(
         )
     out, lse = attention(
         *(x.transpose(0, 1).unsqueeze(0) for x in (q, k, v)),
-        scale=softmax_scale, window=_flash_window(window_size, causal), bottom_right=True,
+        scale=softmax_scale, window=_window(window_size, causal), bottom_right=True,
         softcap=softcap, dropout_p=dropout_p, alibi_slopes=alibi_slopes,
         cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
         max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k,
@@ -286,15 +284,21 @@ def flash_attn_with_kvcache(
     out, lse = attention_decode(
         q.transpose(1, 2), k_cache.transpose(1, 2), v_cache.transpose(1, 2),
         cache_seqlens.to(torch.int32), block_table,
-        scale=softmax_scale, window=_flash_window(window_size, causal), softcap=softcap,
+        scale=softmax_scale, window=_window(window_size, causal), softcap=softcap,
         alibi_slopes=alibi_slopes,
     )  # fmt: skip
     out = out.transpose(1, 2)
     return (out, lse) if return_softmax_lse else out
 
 
-def _flash_window(window_size: tuple[int, int], causal: bool) -> tuple[int, int]:
-    return (window_size[0], 0) if causal else (window_size[0], window_size[1])
+def _window(window_size: tuple[int, int], causal: bool) -> tuple[int, int]:
+    pair = isinstance(window_size, Sequence) and len(window_size) == 2
+    if not pair or not all(isinstance(n, int) for n in window_size):
+        raise ValueError(
+            f"window_size should be two ints, (left, right), with -1 for all, got {window_size!r}"
+        )
+    left, right = window_size
+    return left, 0 if causal else right
 
 
 def _check_flash(q: Tensor, k: Tensor, v: Tensor, dims: int) -> None:

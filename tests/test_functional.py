@@ -163,6 +163,11 @@ def test_flash_varlen_and_its_errors() -> None:
         flash_attn_varlen_func(q, k, v, bounds[0].long(), bounds[1], 4, 4)
     with pytest.raises(ValueError, match="should have one length"):
         flash_attn_varlen_func(q, k, v, bounds[0][:-1], bounds[1], 4, 4)
+    for window in (3, (1,), (1, 2.5)):
+        with pytest.raises(ValueError, match="window_size should be two ints"):
+            flash_attn_func(*[torch.randn(1, 4, 2, 8)] * 3, window_size=window)
+        with pytest.raises(ValueError, match="window_size should be two ints"):
+            scaled_dot_product_attention(*[torch.randn(1, 2, 4, 8)] * 3, window_size=window)
     with pytest.raises(ValueError, match="divides q's"):
         flash_attn_varlen_func(q[:, :3], k, v, *bounds, 4, 4)
 
