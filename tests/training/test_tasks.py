@@ -145,6 +145,14 @@ def test_what_is_too_long_is_left_out_and_said(tmp_path, pairs):
         run("translate", tmp_path / "none", {**flags, "data.max_length": 1}, steps=1)
 
 
+def test_nothing_held_out_says_what_to_do(tmp_path):
+    file = tmp_path / "labels.tsv"
+    file.write_text("".join(f"{i % 2}\ttext {i}\n" for i in range(9)))
+    flags = {"data.train": [str(file)], "data.valid_fraction": 1e-9}
+    with pytest.raises(DataError, match=r"no example is held out .*valid_fraction = 1e-09; raise"):
+        run("classify", tmp_path / "run", flags, steps=1)
+
+
 @pytest.mark.parametrize(
     ("task", "flags", "message"),
     [

@@ -178,6 +178,19 @@ class Task(ABC):
             train = [example for example, out in zip(train, held) if not out]
         return train, valid
 
+    def nothing_for(self, split: str, what: str) -> DataError:
+        """The error of a split that has no examples, and what to do about it."""
+        data = self.settings.data
+        if split == "train" or data.valid:
+            files = data.train if split == "train" else data.valid
+            return DataError(", ".join(files), None, f"there is no {what} in it")
+        return DataError(
+            ", ".join(data.train),
+            None,
+            f"no {what} is held out for validation by data.valid_fraction = {data.valid_fraction}; "
+            "raise it, or name files with --valid",
+        )
+
     def keep(self, split: str, rows: list[Row], fits: list[bool]) -> list[int]:
         """Indices of the rows that fit ``data.max_length``; a note says which do not.
 
@@ -187,11 +200,9 @@ class Task(ABC):
         data, left_out = self.settings.data, [row for row, fit in zip(rows, fits) if not fit]
         if len(left_out) == len(rows):
             files = (data.valid if split == "valid" else []) or data.train
-            reason = (
-                f"no {split} example is within data.max_length = {data.max_length} tokens"
-                if rows
-                else f"there is no {split} example"
-            )
+            if not rows:
+                raise self.nothing_for(split, "example")
+            reason = f"no {split} example is within data.max_length = {data.max_length} tokens"
             raise DataError(", ".join(files), None, reason)
         if left_out:
             self.notes.append(

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from ...data import Blocks, DataError, Tokenizer, pad, read_documents, token_batches
+from ...data import Blocks, Tokenizer, pad, read_documents, token_batches
 from ...models import GPT, GPTConfig, Model
 from ..config import ConfigError
 from .base import Batch, Examples, Shuffle, Task
@@ -57,10 +57,9 @@ class TextTask(Task):
             DataError: there is none for one of them.
         """
         train, valid = self.split(self._documents, "\n".join)
-        for name, documents in (("training", train), ("validation", valid)):
+        for split, documents in (("train", train), ("valid", valid)):
             if not documents:
-                files = ", ".join(self.settings.data.train)
-                raise DataError(files, None, f"there is no text for {name}")
+                raise self.nothing_for(split, "text")
         return train, valid
 
 

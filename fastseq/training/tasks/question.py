@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from ...data import (
-    DataError,
     Question,
     Tokenizer,
     best_answer,
@@ -28,7 +27,7 @@ class QuestionWindows(Examples):
     def __init__(self, task: "AnswerQuestions", questions: list[Question], split: str) -> None:
         data = task.settings.data
         if not questions:
-            raise DataError(", ".join(data.train), None, f"there is no {split} question")
+            raise task.nothing_for(split, "question")
         self.questions, self.pad_id = questions, task.tokenizer.pad_id
         self.windows = [
             (number, window)
