@@ -200,9 +200,12 @@ def read_weights(path: Path, device: torch.device | str | None = None) -> dict[s
         raise FileNotFoundError(f"{path}: there is no such file{note}")
     safetensors = _safetensors()
     try:
-        return safetensors.torch.load_file(path, str(device or "cpu"))
+        weights = safetensors.torch.load_file(path, str(device or "cpu"))
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{path}: damaged or no safetensors file: {error}") from None
+    # The file's tensors begin anywhere, torch's own with a cache line. MKL rounds by that, and a
+    # run that goes on must not differ from one that was never stopped.
+    return {name: x.clone() if x.data_ptr() % 64 else x for name, x in weights.items()}
 
 
 def _safetensors() -> Any:

@@ -53,6 +53,9 @@ def widens(x: Tensor) -> bool:
 
 def _quicker_by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     """Whether x·weightᵀ + bias is; not where torch would complain, for it does so better."""
+    # Asked first, for a length that is traced must not be compared.
+    if math.isinf(_ENOUGH) or is_traced():
+        return False
     return (
         x.numel() * weight.shape[0] >= _ENOUGH
         and x.device.type == "cpu"
@@ -60,7 +63,6 @@ def _quicker_by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
         and x.shape[-1] == weight.shape[-1] <= _LONG_SUM
         and (bias is None or (bias.dtype == x.dtype and bias.shape == weight.shape[:1]))
         and x.is_contiguous()  # what is not would be copied
-        and not is_traced()
     )
 
 

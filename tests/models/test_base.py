@@ -94,6 +94,11 @@ def test_tied_parameters_are_saved_once_and_stay_tied(tmp_path: Path) -> None:
     assert again.output.weight is words and again.target_embedding.words.weight is words
 
 
+def test_parameters_begin_with_a_cache_line(saved: Path) -> None:
+    """As new ones do: MKL's sums depend on it, and so would a run that goes on."""
+    assert all(p.data_ptr() % 64 == 0 for p in load(saved).parameters())
+
+
 def test_dtype_and_changes(saved: Path) -> None:
     model = GPT.from_pretrained(saved, dtype=torch.bfloat16, device="cpu", dropout=0.3)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
