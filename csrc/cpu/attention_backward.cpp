@@ -275,29 +275,26 @@ struct Backward {
     }
     b.cut(s.weights, Q, j0, from, to, v);
     const V lse = load(s.lse + v * L), delta = load(s.delta + v * L);
-    if (a.dropout_p > 0) {
-      b.dropped(j0, from, to, v, [&](int64_t j, V kept) {
-        const V p = exponential(load(w + j * Q) * factor - lse);
-        store(w + j * Q, p * kept);
-        store(g + j * Q, p * (load(g + j * Q) * kept - delta));
-      });
-    } else {
-      const bool done = !a.grad_mask && a.softcap == 0;
+    if (a.dropout_p == 0 && !a.grad_mask && a.softcap == 0) {
       for (int64_t j = from; j < to; j += WORD) {
         Rows p = {}, d = {};
         for (int i = 0; i < WORD && j + i < to; ++i) {
           p.of[i] = exponential(load(w + (j + i) * Q) * factor - lse);
           d.of[i] = p.of[i] * (load(g + (j + i) * Q) - delta);
         }
-        if (done) {
-          put(s, j, v, p, d);
-          continue;
-        }
-        for (int i = 0; i < WORD && j + i < to; ++i)
-          store(w + (j + i) * Q, p.of[i]), store(g + (j + i) * Q, d.of[i]);
+        put(s, j, v, p, d);
       }
-      if (done) return;
+      return;
     }
+    const auto in_place = [&](int64_t j, V kept) {
+      const V p = exponential(load(w + j * Q) * factor - lse);
+      store(w + j * Q, p * kept);
+      store(g + j * Q, p * (load(g + j * Q) * kept - delta));
+    };
+    if (a.dropout_p > 0)
+      b.dropped(j0, from, to, v, in_place);
+    else
+      for (int64_t j = from; j < to; ++j) in_place(j, splat((A)1));
     if (a.grad_mask) add_to_mask(b, j0, from, to, v, g);
     if (a.softcap > 0)
       for (int64_t j = from; j < to; ++j)
@@ -324,6 +321,7 @@ struct Backward {
     }
     if (WORD == 2) store(s.pairs + j / 2 * Q + v * L, word_of(slopes.of[0], slopes.of[WORD - 1]));
   }
+
   void add_to_mask(const Block& b, int64_t j0, int64_t from, int64_t to, int64_t v,
                    const A* g) const {
     A* at[L];

@@ -437,7 +437,7 @@ FASTSEQ_INLINE void pair_rows(Acc<T>* x, int64_t ld, int64_t from, int64_t to) {
           word_of(load(x + j * ld), j + 1 < to ? load(x + (j + 1) * ld) : Vec<Acc<T>>{}));
 }
 
-// Both of these in one pass.
+// weigh and pair_rows in one pass.
 template <class T>
 FASTSEQ_INLINE Vec<Acc<T>> weigh_in_words(Acc<T>* x, int64_t ld, int64_t from, int64_t to,
                                           Acc<T> factor, Vec<Acc<T>> base) {

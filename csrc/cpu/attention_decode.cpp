@@ -44,10 +44,9 @@ struct Decode {
   struct Task {
     int64_t b, first_head, length, chunk, from, to; // keys [from, to): those that any row sees
   };
-  // Where a task puts what it finds: of the first head, and from head to head.
+  // Where a task puts what it finds, head by head.
   struct Room {
     A *parts, *queries, *scores;
-    int64_t next_part, next_queries, next_scores;
   };
   // A task's part for one of its heads.
   struct Head {
@@ -56,8 +55,8 @@ struct Decode {
     A *queries, *scores, *out, *maximum, *total; // (rows, …)
   };
   Head of_head(const Task& t, const Room& r, int64_t i) const {
-    A* const out = r.parts + i * r.next_part;
-    return {t,   t.first_head + i,     r.queries + i * r.next_queries, r.scores + i * r.next_scores,
+    A* const out = r.parts + i * chunks(t.b) * partial;
+    return {t,   t.first_head + i,     r.queries + i * rows * width, r.scores + i * rows * CHUNK,
             out, out + rows * width_v, out + rows * (width_v + 1)};
   }
 
@@ -81,9 +80,9 @@ struct Decode {
       A* const queries = (A*)(memory.data() + shared.used() + size.used() * worker.index);
       work.drain(worker, tasks, [&](int64_t index, int64_t next) {
         const Task t = task(index);
-        attend(t, next < 0 ? Task{} : task(next),
-               {partials + part(t.b, t.first_head, t.chunk), queries,
-                queries + heads * rows * width, chunks(t.b) * partial, rows * width, rows * CHUNK});
+        attend(
+            t, next < 0 ? Task{} : task(next),
+            {partials + part(t.b, t.first_head, t.chunk), queries, queries + heads * rows * width});
       });
       worker.meet();
       merging.drain(worker, a.B * a.Hk, [&](int64_t i) {

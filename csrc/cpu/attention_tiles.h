@@ -34,29 +34,6 @@ struct ProductOf<T, 1> {
 template <class T>
 using Product = typename ProductOf<T>::type;
 
-// Two rows of one word each: the lower half is the first.
-FASTSEQ_INLINE Vec<float> word_of(Vec<float> first, Vec<float> second) {
-#if defined(__AVX512BF16__) && FASTSEQ_VECTOR_BYTES == 64
-  static constexpr auto in_turns = [] {
-    struct {
-      uint16_t of[32];
-    } lanes{};
-    for (int i = 0; i < 32; ++i) lanes.of[i] = (uint16_t)(i % 2 * 16 + i / 2);
-    return lanes;
-  }();
-  const __m512bh halves = _mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
-  return (Vec<float>)_mm512_permutexvar_epi16(_mm512_loadu_si512(in_turns.of), (__m512i)halves);
-#else
-  bf16 halves[2][lanes<float>];
-  store(halves[0], first);
-  store(halves[1], second);
-  return (Vec<float>)(((U32)load(halves[0]) >> 16) | (U32)load(halves[1]));
-#endif
-}
-FASTSEQ_INLINE Vec<double> word_of(Vec<double> first, Vec<double>) {
-  return first;
-}
-
 // Where x(row, k) is: at row * ld + k if ALONG, else at k * ld + row.
 template <class F, int ROWS, int NACC, bool ALONG>
 static void product_tile(const typename F::A* x, int64_t ldx, const typename F::A* w, int64_t ldw,

@@ -209,6 +209,29 @@ FASTSEQ_INLINE void store(T* p, Vec<Acc<T>> v, int64_t n) {
   for (int i = 0; i < n; ++i) p[i] = part[i];
 }
 
+// Two rows of one word each: the lower half is the first.
+FASTSEQ_INLINE Vec<float> word_of(Vec<float> first, Vec<float> second) {
+#if defined(__AVX512BF16__) && FASTSEQ_VECTOR_BYTES == 64
+  static constexpr auto in_turns = [] {
+    struct {
+      uint16_t of[32];
+    } lanes{};
+    for (int i = 0; i < 32; ++i) lanes.of[i] = (uint16_t)(i % 2 * 16 + i / 2);
+    return lanes;
+  }();
+  const __m512bh halves = _mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+  return (Vec<float>)_mm512_permutexvar_epi16(_mm512_loadu_si512(in_turns.of), (__m512i)halves);
+#else
+  bf16 halves[2][lanes<float>];
+  store(halves[0], first);
+  store(halves[1], second);
+  return (Vec<float>)(((U32)load(halves[0]) >> 16) | (U32)load(halves[1]));
+#endif
+}
+FASTSEQ_INLINE Vec<double> word_of(Vec<double> first, Vec<double>) {
+  return first;
+}
+
 // A block is what one load of memory-bound work widens to: a vector, or, of bfloat16, two, its even
 // and its odd elements, which take an instruction each where elements in order take two.
 template <class T>
@@ -233,10 +256,8 @@ FASTSEQ_INLINE void store_block(T* p, const Vec<Acc<T>> (&v)[1]) {
   store(p, v[0]);
 }
 FASTSEQ_INLINE void store_block(bf16* p, const Vec<float> (&v)[2]) {
-  bf16 even[lanes<float>], odd[lanes<float>];
-  store(even, v[0]);
-  store(odd, v[1]);
-  for (int i = 0; i < lanes<float>; ++i) p[2 * i] = even[i], p[2 * i + 1] = odd[i];
+  const Vec<float> words = word_of(v[0], v[1]);
+  memcpy(p, &words, sizeof words);
 }
 // The first n elements only; the others are zero. n may exceed a block.
 template <class T, int N>
