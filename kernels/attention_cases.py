@@ -1,6 +1,7 @@
 """Parity of the attention kernels with the reference in float64: the cases, and one's outcome.
 
-Used on a card and under Triton's interpreter by check.py. Sizes are odd, outputs hold NaN before.
+Used on a card and under Triton's interpreter by check.py. Sizes are odd, outputs hold NaN before;
+all is computed where the kernels run, the reference too.
 """
 
 import os
@@ -57,54 +58,98 @@ FEATURES: dict[str, dict[str, dict[str, Any]]] = {
 # batch, query heads, key heads, queries, keys, width of heads, of values.
 _SMALL = [(1, 2, 1, 17, 65, 24, 24), (2, 2, 1, 33, 20, 80, 20), (1, 2, 2, 65, 17, 64, 16)]
 _EDGES = [(1, 1, 1, 1, 130, 64, 64), (1, 3, 3, 20, 1, 1, 3), (2, 1, 1, 3, 0, 4, 4)]
-_LARGE = [
-    (2, 4, 2, 130, 257, 64, 64), (1, 6, 2, 515, 301, 128, 128), (3, 2, 1, 77, 333, 80, 24),
-    (1, 2, 2, 200, 190, 256, 256), (1, 1, 1, 1, 1000, 128, 64), (2, 4, 4, 1, 1, 1, 1),
-    (2, 4, 1, 600, 5, 40, 72), (1, 1, 1, 3, 0, 16, 16), (2, 8, 2, 1024, 1024, 64, 64),
+_WIDE = (2, 4, 2, 130, 257, 64, 64)  # of every feature on a card
+# What differs in the kernels' code or walk: widths, few queries or keys, none, many of both.
+_CARD = [
+    (1, 6, 2, 515, 301, 128, 128), (3, 2, 1, 77, 333, 80, 24), (1, 2, 2, 200, 190, 256, 256),
+    (1, 1, 1, 1, 1000, 128, 64), (2, 4, 4, 1, 1, 1, 1), (2, 4, 1, 600, 5, 40, 72),
+    (1, 1, 1, 3, 0, 16, 16), (2, 8, 2, 1024, 1024, 64, 64),
 ]  # fmt: skip
 # Of decoding, where keys stands for the capacity of each cache.
 _SMALL_DECODE = [(2, 4, 2, 1, 70, 24, 24), (3, 2, 1, 3, 50, 64, 20), (2, 9, 1, 2, 33, 16, 80)]
 _EDGES_DECODE = [(1, 1, 1, 1, 65, 1, 1), (2, 2, 2, 5, 3, 40, 40)]
-_LARGE_DECODE = [
-    (3, 8, 2, 1, 5000, 128, 128), (2, 6, 6, 3, 515, 64, 64), (70, 4, 1, 1, 300, 80, 40),
-    (2, 32, 1, 4, 1000, 256, 256), (1, 2, 1, 1, 1, 16, 16),
+_WIDE_DECODE = (3, 8, 2, 1, 5000, 128, 128)
+_CARD_DECODE = [
+    (2, 6, 6, 3, 515, 64, 64), (70, 4, 1, 1, 300, 80, 40), (2, 32, 1, 4, 1000, 256, 256),
+    (1, 2, 1, 1, 1, 16, 16),
 ]  # fmt: skip
 RESULTS = "out", "lse", "grad_q", "grad_k", "grad_v", "grad_mask", "weights", "mean_weights"
+DTYPES = ("bfloat16", "float16", "float32")
 
 
 @dataclass(frozen=True)
 class Case:
-    group: str
+    family: str  # of features
     feature: str
     dtype: str
     shape: tuple[int, ...]
     layout: int  # 0: as the shape says; 1: tokens before heads; 2: a slice of something wider
+    tile: int = -1  # which of a kernel's list; -1: what is the first
+    weights: bool = True  # whether they are made too
+    smoke: bool = False  # one of the few that are run first
+
+    @property
+    def group(self) -> str:
+        return f"{self.family} {self.dtype}"
+
+    @property
+    def name(self) -> str:
+        shape = "x".join(map(str, self.shape))
+        tile = "" if self.tile < 0 else f" tile {self.tile}"
+        return f"{self.group} {self.feature} {shape} layout {self.layout}{tile}"
 
 
-def groups(interpreted: bool) -> list[tuple[str, str]]:
-    """(group, dtype); each is run in a process of its own."""
-    # The interpreter rounds bfloat16 wrongly where the mantissa overflows.
-    dtypes = ("float32", "float16") if interpreted else ("float32", "bfloat16", "float16")
-    return [(group, dtype) for group in FEATURES for dtype in dtypes]
+def cases(interpreted: bool) -> Iterator[Case]:
+    """Features, shapes and types, crossed where that changes the code; the interpreter is slow."""
+    return _interpreted_cases() if interpreted else _card_cases()
 
 
-def cases(group: str, dtype: str, interpreted: bool) -> Iterator[Case]:
-    """All features with all shapes on a card; in turn under the interpreter, which is slow."""
-    decode = group == "decode"
-    small, edges = (_SMALL_DECODE, _EDGES_DECODE) if decode else (_SMALL, _EDGES)
-    for n, feature in enumerate(FEATURES[group]):
-        if not interpreted:
-            shapes = _LARGE_DECODE if decode else _LARGE
-        elif dtype == "float32":
-            shapes = [small[n % len(small)], edges[n % len(edges)]]
-        else:  # differs in what is rounded, not in what is computed
-            shapes = [small[n % len(small)]] if n % 2 == 0 else []
-        for m, shape in enumerate(shapes):
-            yield Case(group, feature, dtype, shape, (n + m) % 3)
+def _interpreted_cases() -> Iterator[Case]:
+    for family, features in FEATURES.items():
+        decode = family == "decode"
+        small, edges = (_SMALL_DECODE, _EDGES_DECODE) if decode else (_SMALL, _EDGES)
+        # The interpreter rounds bfloat16 wrongly where the mantissa overflows.
+        for dtype in ("float32", "float16"):
+            for n, feature in enumerate(features):
+                if dtype == "float32":
+                    shapes = [small[n % len(small)], edges[n % len(edges)]]
+                else:  # differs in what is rounded, not in what is computed
+                    shapes = [small[n % len(small)]] if n % 2 == 0 else []
+                for m, shape in enumerate(shapes):
+                    yield Case(family, feature, dtype, shape, (n + m) % 3)
 
 
-def _random(generator: torch.Generator, dtype: torch.dtype, layout: int, *size: int) -> Tensor:
-    x = torch.randn(*size, generator=generator).to(dtype)
+def _card_cases() -> Iterator[Case]:
+    first = {"plain", "causal", "bias", "dropout", "packed, causal, dropout", "pages"}
+    for family, features in FEATURES.items():
+        decode = family == "decode"
+        for n, feature in enumerate(features):
+            # Each feature in one type, in turn: it is the same code in all.
+            smoke = feature in first
+            dtype = "bfloat16" if smoke else DTYPES[n % 3]
+            shape = _WIDE_DECODE if decode else _WIDE
+            weights = feature in ("causal", "bias", "bool")
+            yield Case(family, feature, dtype, shape, n % 3, weights=weights, smoke=smoke)
+        for n, shape in enumerate(_CARD_DECODE if decode else _CARD):
+            feature = list(features)[n % 2]
+            if family in ("window", "decode"):
+                yield Case(family, feature, DTYPES[n % 3], shape, (n + 1) % 3, weights=False)
+    for dtype in DTYPES:
+        # Aligned rows, which descriptors fetch; and every tile that a tuner may choose.
+        for dim in (64, 128, 256):
+            shape = (1, 2, 1, 200, 330, dim, dim)
+            for tile in range(4):
+                yield Case("window", "causal", dtype, shape, 0, tile, weights=False)
+    yield Case("window", "causal", "float32", _WIDE, 0)
+    yield Case("decode", "causal", "float32", _WIDE_DECODE, 0)
+    yield Case("mask", "bias", "float32", _WIDE, 0, weights=False)
+
+
+def _random(
+    generator: torch.Generator, dtype: torch.dtype, device: str, layout: int, *size: int
+) -> Tensor:
+    """Laid out on the device: a copy of a slice would be dense."""
+    x = torch.randn(*size, generator=generator).to(device, dtype)
     if layout == 1 and len(size) == 4:
         return x.transpose(1, 2).contiguous().transpose(1, 2)
     if layout == 2 and len(size) == 4:
@@ -115,12 +160,15 @@ def _random(generator: torch.Generator, dtype: torch.dtype, layout: int, *size: 
 
 
 def _mask(
-    chosen: dict[str, Any], generator: torch.Generator, dtype: torch.dtype, full: tuple[int, ...]
-) -> Tensor | None:
+    chosen: dict[str, Any], generator: torch.Generator, dtype: torch.dtype, device: str,
+    full: tuple[int, ...],
+) -> Tensor | None:  # fmt: skip
     if "mask" not in chosen:
         return None
     sizes = dict(zip("bhqk", full))
-    mask = _random(generator, dtype, 0, *(sizes.get(letter, 1) for letter in chosen["mask"]))
+    mask = _random(
+        generator, dtype, device, 0, *(sizes.get(letter, 1) for letter in chosen["mask"])
+    )
     if chosen.get("boolean"):
         return mask > -0.3
     if chosen.get("lowest"):
@@ -135,9 +183,9 @@ def _bounds(n: int, sequences: int, generator: torch.Generator) -> Tensor:
     return torch.cat([torch.zeros(1), cuts, torch.full((1,), n)]).int()
 
 
-def arguments(case: Case) -> tuple[dict[str, Any], tuple[Any, ...], bool]:
+def arguments(case: Case, device: str) -> tuple[dict[str, Any], tuple[Any, ...], bool]:
     """Tensors by name, the operators' options, and whether the mask's gradient is wanted."""
-    chosen = FEATURES[case.group][case.feature]
+    chosen = FEATURES[case.family][case.feature]
     batch, heads, key_heads, sq, sk, dim, value_dim = case.shape
     dtype = getattr(torch, case.dtype)
     generator = torch.Generator().manual_seed(sum(case.shape))
@@ -145,16 +193,16 @@ def arguments(case: Case) -> tuple[dict[str, Any], tuple[Any, ...], bool]:
     rows = 1 if packed else batch
 
     def new(*size: int) -> Tensor:
-        return _random(generator, dtype, case.layout, *size)
+        return _random(generator, dtype, device, case.layout, *size)
 
     bounds: list[Tensor | None] = [None, None]
     longest = [sq, sk]
     if packed:
         cut = [_bounds(n, batch + 2, generator) for n in (sq, sk)]
-        bounds, longest = list(cut), [int(b.diff().max()) for b in cut]
+        bounds, longest = [b.to(device) for b in cut], [int(b.diff().max()) for b in cut]
     alibi = chosen.get("alibi", 0)
-    slopes = torch.rand((batch, heads)[2 - alibi :], generator=generator) if alibi else None
-    mask = _mask(chosen, generator, dtype, (batch, heads, sq, sk))
+    slopes = _slopes(alibi, batch, heads, generator, device)
+    mask = _mask(chosen, generator, dtype, device, (batch, heads, sq, sk))
     tensors = {
         "grad_out": new(rows, heads, sq, value_dim),
         "grad_lse": new(rows, heads, sq).float() if chosen.get("grad_lse", True) else None,
@@ -174,17 +222,24 @@ def arguments(case: Case) -> tuple[dict[str, Any], tuple[Any, ...], bool]:
     return tensors, options, mask is not None and mask.is_floating_point()
 
 
-def _moved(tensors: dict[str, Any], **to: Any) -> dict[str, Any]:
-    """Floating tensors only, where a dtype is given."""
+def _slopes(
+    dims: int, batch: int, heads: int, generator: torch.Generator, device: str
+) -> Tensor | None:
+    if not dims:
+        return None
+    return torch.rand((batch, heads)[2 - dims :], generator=generator).to(device)
+
+
+def _exact(tensors: dict[str, Any]) -> dict[str, Any]:
     return {
-        name: x.to(**to) if x is not None and (x.is_floating_point() or "device" in to) else x
+        name: x.double() if x is not None and x.is_floating_point() else x
         for name, x in tensors.items()
     }
 
 
-def decode_arguments(case: Case) -> tuple[dict[str, Any], tuple[Any, ...]]:
+def decode_arguments(case: Case, device: str) -> tuple[dict[str, Any], tuple[Any, ...]]:
     """Tensors by name, and the operator's options; lengths from 0 to the capacity."""
-    chosen = FEATURES[case.group][case.feature]
+    chosen = FEATURES[case.family][case.feature]
     batch, heads, key_heads, sq, capacity, dim, value_dim = case.shape
     generator = torch.Generator().manual_seed(sum(case.shape))
     page = chosen.get("page", 0)
@@ -193,23 +248,20 @@ def decode_arguments(case: Case) -> tuple[dict[str, Any], tuple[Any, ...]]:
     table = None
     if page:
         table = torch.randperm(rows[0], generator=generator)[: batch * blocks]
-        table = table.view(batch, blocks).int()
+        table = table.view(batch, blocks).int().to(device)
     lengths = torch.randint(capacity + 1, (batch,), generator=generator).int()
     lengths[0], lengths[-1] = (capacity, 0) if batch > 1 else (capacity, capacity)
-    alibi = chosen.get("alibi", 0)
 
     def new(*size: int) -> Tensor:
-        return _random(generator, getattr(torch, case.dtype), case.layout, *size)
+        return _random(generator, getattr(torch, case.dtype), device, case.layout, *size)
 
     tensors = {
         "q": new(batch, heads, sq, dim),
         "k_cache": new(rows[0], key_heads, rows[1], dim),
         "v_cache": new(rows[0], key_heads, rows[1], value_dim),
-        "cache_seqlens": lengths,
+        "cache_seqlens": lengths.to(device),
         "block_table": table,
-        "alibi_slopes": torch.rand((batch, heads)[2 - alibi :], generator=generator)
-        if alibi
-        else None,
+        "alibi_slopes": _slopes(chosen.get("alibi", 0), batch, heads, generator, device),
     }
     window = chosen.get("window", (-1, -1))
     return tensors, (dim**-0.5, *window, chosen.get("softcap", 0.0))
@@ -219,10 +271,10 @@ def _run_decode(case: Case, device: str) -> dict[str, float]:
     from ..reference import attention as reference
     from . import attention
 
-    tensors, options = decode_arguments(case)
-    exact = reference.attention_decode(*_moved(tensors, dtype=torch.float64).values(), *options)
+    tensors, options = decode_arguments(case, device)
+    exact = reference.attention_decode(*_exact(tensors).values(), *options)
     plain = reference.attention_decode(*tensors.values(), *options)
-    ours = attention.attention_decode(*_moved(tensors, device=device).values(), *options)
+    ours = attention.attention_decode(*tensors.values(), *options)
     return error_ratios(RESULTS, ours, plain, exact)
 
 
@@ -231,11 +283,11 @@ def run(case: Case, device: str) -> dict[str, float]:
     from ..reference import attention as reference
     from . import attention
 
-    if device == "cpu":
-        os.environ["FASTSEQ_ATTENTION_TILE"] = "16,16"
-    if case.group == "decode":
+    tile = "16,16" if device == "cpu" else "" if case.tile < 0 else str(case.tile)
+    os.environ["FASTSEQ_ATTENTION_TILE"] = tile
+    if case.family == "decode":
         return _run_decode(case, device)
-    tensors, options, need_mask = arguments(case)
+    tensors, options, need_mask = arguments(case, device)
     seed = torch.tensor((1 << 40) + 7)
 
     def both(module: Any, given: dict[str, Any]) -> list[Tensor]:
@@ -247,15 +299,16 @@ def run(case: Case, device: str) -> dict[str, float]:
             *upstream, q, k, v, out, lse, *context, seed, *options, need_mask
         )
         mask, packed, _, slopes = context
-        each = () if packed is not None else (False, True)  # which would be no matrix
+        # Of packed sequences they would be no matrix.
+        each = (False, True) if case.weights and packed is None else ()
         weights = [
             module.attention_weights(q, k, lse, mask, slopes, seed, *options, mean) for mean in each
         ]
         return [out, lse, *grads, *weights]
 
-    exact = both(reference, _moved(tensors, dtype=torch.float64))
+    exact = both(reference, _exact(tensors))
     plain = both(reference, tensors)
-    ours = both(attention, _moved(tensors, device=device))
+    ours = both(attention, tensors)
     batch, heads, _, sq, sk, _, value_dim = case.shape
     # The gradient of a score is a small difference of products of this size, of which delta holds
     # one made from the rounded output; an element of a broadcast mask sums many.

@@ -1,177 +1,151 @@
-"""``python -m fastseq.kernels.check --out DIR``: parity of the Triton kernels on this card.
+"""``python -m fastseq.kernels.check``: parity of the Triton kernels, on this card.
 
-Groups of cases run in processes of their own, under a time limit each, so that a kernel that fails
-or waits for ever costs its group alone. Without a card: Triton's interpreter and a part of the
-ahead-of-time builds, exit 0.
+Cases run in worker processes, so that a kernel that fails or waits for ever costs its case alone.
+Without a card: Triton's interpreter and a part of the ahead-of-time builds, exit 0.
 """
 
 import argparse
 import importlib
-import json
 import os
-import subprocess
 import sys
-import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from . import reason
+from .processes import Answer, Pool, failure, serve
 
-# Modules NAME_cases with groups(interpreted), cases(*group, interpreted) and run(case, device).
+# Modules NAME_cases with cases(interpreted) and run(case, device); a case has a group and a name.
 FAMILIES = ("rnn", "attention", "additive")
-Group = tuple[str, ...]  # one of them, then what its module calls a group
 
 
-def _module(group: Group) -> Any:
-    return importlib.import_module(f".{group[0]}_cases", __package__)
+def _module(family: str) -> Any:
+    return importlib.import_module(f".{family}_cases", __package__)
 
 
-def cases(group: Group, interpreted: bool) -> list[Any]:
-    """A group's cases, in order."""
-    return list(_module(group).cases(*group[1:], interpreted))
+@lru_cache
+def cases(interpreted: bool) -> dict[str, Any]:
+    """Every case by its name, which begins with its family's."""
+    return {
+        f"{family} {case.name}": case
+        for family in FAMILIES
+        for case in _module(family).cases(interpreted)
+    }
 
 
-def groups(interpreted: bool, families: tuple[str, ...] = FAMILIES) -> list[Group]:
-    """Each is run in a process of its own."""
-    return [(f, *group) for f in families for group in _module((f,)).groups(interpreted)]
+def groups(interpreted: bool, family: str) -> dict[str, list[str]]:
+    """Names of a family's cases by their group."""
+    found: dict[str, list[str]] = {}
+    for name, case in cases(interpreted).items():
+        if name.startswith(f"{family} "):
+            found.setdefault(case.group, []).append(name)
+    return found
 
 
-def run_group(group: Group, interpreted: bool) -> None:
-    """Runs a group's cases here and prints a line of JSON for each."""
-    # What torch.empty hands out holds NaN: an element that nobody wrote shows.
-    torch.utils.deterministic.fill_uninitialized_memory = True
+def run(name: str, interpreted: bool) -> Answer:
+    """One case here: whether it passed, and the error of each result over the allowed."""
+    import torch
+
+    torch.utils.deterministic.fill_uninitialized_memory = True  # NaN: what nobody wrote shows
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    family, case = name.split()[0], cases(interpreted)[name]
     programs: Any = nullcontext()
-    if interpreted and "persistent" in group:
+    if interpreted and getattr(case, "kernel", "") == "persistent":
         from .concurrent import concurrent_programs
 
         programs = concurrent_programs()
-    with programs:
-        for case in cases(group, interpreted):
-            start = time.perf_counter()
-            try:
-                ratios = _module(group).run(case, "cpu" if interpreted else "cuda")
-                outcome = {"passed": all(r <= 1 for r in ratios.values()), "error_ratios": ratios}
-            except Exception as failure:
-                outcome = {
-                    "passed": False,
-                    "failure": f"{type(failure).__name__}: {failure}"[:2000],
-                }
-            seconds = round(time.perf_counter() - start, 2)
-            print(json.dumps({**asdict(case), **outcome, "seconds": seconds}), flush=True)
+    start = time.perf_counter()
+    try:
+        with programs:
+            ratios = _module(family).run(case, "cpu" if interpreted else "cuda")
+        answer: Answer = {
+            "passed": all(r <= 1 for r in ratios.values()),
+            "error_ratios": {k: round(r, 4) for k, r in ratios.items()},
+        }
+    except Exception as error:
+        answer = {"passed": False, **failure(error)}
+    return answer | {"seconds": round(time.perf_counter() - start, 2)}
 
 
-def in_process(group: Group, interpreted: bool, seconds: float) -> list[dict[str, Any]]:
-    """A group's outcomes, with one for each case that never reported."""
-    command = [sys.executable, "-m", "fastseq.kernels.check", "--group", ",".join(group)]
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+def environment(interpreted: bool, threads: int = 1) -> dict[str, str]:
+    """Of workers: the package as it is imported here, and few threads each."""
+    found = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     if interpreted:
-        environment["TRITON_INTERPRET"] = "1"
+        found["TRITON_INTERPRET"] = "1"
     root = Path(__file__).parent.parent
-    environment["PYTHONPATH"] = os.pathsep.join(
-        filter(
-            None,
-            [str(root if root.name != "fastseq" else root.parent), os.environ.get("PYTHONPATH")],
-        )
-    )
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
-        try:
-            code = subprocess.run(
-                command, stdout=out, stderr=errors, env=environment, timeout=seconds
-            ).returncode
-            why = f"exit {code}"
-        except subprocess.TimeoutExpired:
-            why = f"did not finish in {seconds:.0f} s"
-        out.seek(0)
-        errors.seek(0)
-        outcomes = [json.loads(line) for line in out if line.startswith("{")]
-        why += f": {errors.read()[-1000:]}"
-    for case in cases(group, interpreted)[len(outcomes) :]:
-        outcomes.append({**asdict(case), "passed": False, "failure": why, "seconds": seconds})
-    return outcomes
+    paths = [str(root if root.name != "fastseq" else root.parent), os.environ.get("PYTHONPATH")]
+    found["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    found["OMP_NUM_THREADS"] = str(threads)
+    return found
 
 
 def check(
-    chosen: list[Group], interpreted: bool, workers: int, seconds: float
-) -> list[dict[str, Any]]:
-    def one(group: Group) -> list[dict[str, Any]]:
-        outcomes = in_process(group, interpreted, seconds)
-        failed = [o for o in outcomes if not o["passed"]]
-        print(
-            f"{' '.join(group):32} {len(outcomes) - len(failed)} of {len(outcomes)} passed",
-            flush=True,
-        )
-        for outcome in failed:
-            wrong = outcome.get("failure") or {
-                k: v for k, v in outcome["error_ratios"].items() if not v <= 1
-            }
-            named = " ".join(str(v) for k, v in outcome.items() if k in ("feature", "shape"))
-            print(f"  FAILED {named}: {wrong}", flush=True)
-        return outcomes
-
-    with ThreadPoolExecutor(workers) as threads:
-        return [outcome for outcomes in threads.map(one, chosen) for outcome in outcomes]
+    names: list[str], interpreted: bool, workers: int = 1, seconds: float = 60.0
+) -> Iterator[tuple[str, Answer]]:
+    """Runs cases in ``workers`` processes, ``seconds`` each at most; outcomes as they come."""
+    command = [sys.executable, "-m", "fastseq.kernels.check", "--serve"]
+    with Pool(command, environment(interpreted), workers) as pool:
+        for name, answer in pool.each(names, seconds):
+            yield name, {"passed": False, **answer}
 
 
-def facts() -> dict[str, Any]:
-    import triton
-
-    found = {
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "python": sys.version.split()[0],
-    }
-    if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        found |= {
-            "card": properties.name,
-            "capability": f"{properties.major}.{properties.minor}",
-            "multiprocessors": properties.multi_processor_count,
-            "memory": properties.total_memory,
-        }
-    return found
+def told(name: str, answer: Answer) -> str:
+    """An outcome in a line."""
+    if answer["passed"]:
+        return f"ok      {name}"
+    wrong = answer.get("failure")
+    if wrong is None:
+        wrong = {k: v for k, v in answer["error_ratios"].items() if not v <= 1}
+    return f"FAILED  {name}: {wrong}"
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fastseq.kernels.check", description=__doc__)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write kernels.json")
-    parser.add_argument("--only", default="", metavar="WORDS", help="groups that have these words")
-    parser.add_argument("--workers", type=int, default=max(1, min(8, (os.cpu_count() or 2) // 2)))
-    parser.add_argument("--seconds", type=float, default=150, help="limit for a group")
-    parser.add_argument("--group", help=argparse.SUPPRESS)
+    parser.add_argument("--only", default="", metavar="WORDS", help="cases that have these words")
+    parser.add_argument("--smoke", action="store_true", help="one case of every kernel")
+    parser.add_argument("--workers", type=int, default=max(1, min(16, os.cpu_count() or 2)))
+    parser.add_argument("--seconds", type=float, default=60, help="limit for a case")
+    parser.add_argument("--here", action="store_true", help="in this process, for a debugger")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if options.group:
-        run_group(tuple(options.group.split(",")), os.environ.get("TRITON_INTERPRET") == "1")
+    if options.serve:
+        serve(lambda name: run(name, os.environ.get("TRITON_INTERPRET") == "1"))
         return 0
     if why := reason():
         print(f"Triton kernels cannot be checked: {why}")
         return 0
+    import torch
+
     interpreted = not torch.cuda.is_available()
-    found = facts()
-    print(json.dumps(found))
     if interpreted:
         print("no CUDA device: Triton's interpreter and ahead-of-time builds only")
     words = options.only.split()
-    chosen = [g for g in groups(interpreted) if all(word in g for word in words)]
-    outcomes = check(chosen, interpreted, options.workers, options.seconds)
-    failed = sum(not outcome["passed"] for outcome in outcomes)
-    print(f"{len(outcomes) - failed} of {len(outcomes)} cases passed")
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        record = {"machine": found, "interpreted": interpreted, "cases": outcomes}
-        (options.out / "kernels.json").write_text(json.dumps(record, indent=1))
+    chosen = [
+        name
+        for name, case in cases(interpreted).items()
+        if all(word in name for word in words) and (case.smoke or not options.smoke)
+    ]
+    outcomes = {}
+    found: Iterator[tuple[str, Answer]]
+    if options.here:
+        found = ((name, run(name, interpreted)) for name in chosen)
+    else:
+        found = check(chosen, interpreted, options.workers, options.seconds)
+    for name, answer in found:
+        outcomes[name] = answer
+        print(f"[{len(outcomes)}/{len(chosen)}] {told(name, answer)}", flush=True)
+    failed = sum(not answer["passed"] for answer in outcomes.values())
+    print(f"{len(outcomes) - failed} of {len(chosen)} cases passed")
     if interpreted:
         from . import aot
 
         print(f"ahead-of-time builds: exit {aot.main(['--quick', '--targets', 'sm_90'])}")
         return 0
-    return 1 if failed or not outcomes else 0
+    return 1 if failed or len(outcomes) < len(chosen) or not chosen else 0
 
 
 if __name__ == "__main__":

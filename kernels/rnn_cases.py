@@ -1,6 +1,7 @@
 """Parity of the recurrent kernels with the reference in float64: the cases, and one case's outcome.
 
-Used on a card and under Triton's interpreter by check.py. Sizes are odd, outputs hold NaN before.
+Used on a card and under Triton's interpreter by check.py. Sizes are odd, outputs hold NaN before;
+all is computed where the kernels run, the reference too.
 """
 
 import os
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .parity import error_ratios
+from .parity import TF32_EPS, error_ratios, recurrent_tf32
 from .rnn_dispatch import GATES, KERNELS
 
 Arguments = dict[str, Any]
@@ -26,6 +27,13 @@ FEATURES: dict[str, dict[str, Any]] = {
 }
 
 
+DTYPES = ("bfloat16", "float16", "float32")
+MODES = ("LSTM", "GRU", "RNN_TANH")
+# Steps, batch and units of each kernel's cases; the interpreter is slow.
+_CARD = {"step": (17, 37, 75), "sequence": (33, 37, 51), "persistent": (65, 37, 203)}
+_INTERPRETED = {"step": (4, 5, 7), "sequence": (4, 19, 17), "persistent": (3, 17, 18)}
+
+
 @dataclass(frozen=True)
 class Case:
     kernel: str
@@ -35,49 +43,75 @@ class Case:
     steps: int
     batch: int
     hidden: int
+    smoke: bool = False  # one of the few that are run first
+
+    @property
+    def group(self) -> str:
+        return f"{self.kernel} {self.mode} {self.dtype}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.group} {self.feature} T{self.steps} B{self.batch} H{self.hidden}"
 
 
-def groups(interpreted: bool) -> list[tuple[str, str, str]]:
-    """(kernel, mode, dtype); each is run in a process of its own."""
-    if interpreted:
-        # Slow, so each kernel once for each cell. float32: the interpreter rounds bfloat16 wrongly
-        # where the mantissa overflows, and float64 is for the step kernel alone.
-        found = [(k, m, "float32") for k in KERNELS[1:] for m in ("RNN_TANH", "GRU", "LSTM")]
-        found.append(("step", "LSTM", "float32"))
-    else:
-        found = [
-            (k, m, d) for k in KERNELS for m in GATES for d in ("float32", "bfloat16", "float16")
-        ]
-    return [("step", m, "float64") for m in GATES] + found
+def _serves(kernel: str, mode: str, feature: str) -> bool:
+    options = FEATURES[feature]
+    if "width" in options and mode != "LSTM":
+        return False
+    return kernel != "persistent" or not ("width" in options or options.get("norm"))
 
 
-def cases(kernel: str, mode: str, dtype: str, interpreted: bool) -> Iterator[Case]:
-    row_wide = kernel != "persistent"
-    for feature, options in FEATURES.items():
-        if "width" in options and (mode != "LSTM" or not row_wide):
-            continue
-        if options.get("norm") and not row_wide:
-            continue
-        if interpreted:
-            sizes = {"step": (4, 5, 7), "sequence": (4, 19, 17), "persistent": (3, 17, 18)}
-        elif dtype == "float64":
-            sizes = {"step": (9, 19, 37)}
-        else:
-            sizes = {"step": (17, 37, 75), "sequence": (33, 37, 51), "persistent": (65, 37, 203)}
-        yield Case(kernel, mode, dtype, feature, *sizes[kernel])
-    if kernel == "step" and not interpreted:
-        yield Case(kernel, mode, dtype, "plain", 7, 1, 131)
-        yield Case(kernel, mode, dtype, "plain", 7, 3, 131)
-    if kernel == "persistent" and not interpreted:
-        # Many programs; and several batch tiles a program.
-        largest = 500 if dtype == "float32" else 1000
-        yield Case(kernel, mode, dtype, "plain", 129, 16, largest)
-        yield Case(kernel, mode, dtype, "packed both ways", 65, 161, 451)
+def cases(interpreted: bool) -> Iterator[Case]:
+    """Every kernel with every feature it serves; under the interpreter with few cells and types."""
+    return _interpreted_cases() if interpreted else _card_cases()
 
 
-def arguments(case: Case) -> tuple[Arguments, Arguments]:
-    """``rnn_scan``'s tensors (on the CPU) and its options."""
-    options = FEATURES[case.feature]
+def _interpreted_cases() -> Iterator[Case]:
+    # Each kernel once for each cell. float32: the interpreter rounds bfloat16 wrongly where the
+    # mantissa overflows, and float64 is for the step kernel alone.
+    chosen = [("step", mode, "float64") for mode in GATES]
+    chosen += [(k, m, "float32") for k in KERNELS[1:] for m in MODES]
+    chosen.append(("step", "LSTM", "float32"))
+    for kernel, mode, dtype in chosen:
+        for feature in FEATURES:
+            if _serves(kernel, mode, feature):
+                yield Case(kernel, mode, dtype, feature, *_INTERPRETED[kernel])
+
+
+def _card_cases() -> Iterator[Case]:
+    """Plain scans in every type; each feature in one type, in turn: it is the same code in all."""
+    for kernel in KERNELS:
+        sizes = _CARD[kernel]
+        for m, mode in enumerate(MODES):
+            for f, feature in enumerate(FEATURES):
+                if not _serves(kernel, mode, feature):
+                    continue
+                turn = DTYPES[(f + m) % 3]
+                for dtype in DTYPES if feature == "plain" else (turn,):
+                    smoke = (feature, dtype) == ("plain", "bfloat16") or (
+                        mode == "LSTM" and kernel == "step" and feature.startswith("projection,")
+                    )
+                    yield Case(kernel, mode, dtype, feature, *sizes, smoke=smoke)
+        yield Case(kernel, "RNN_RELU", "bfloat16", "packed both ways", *sizes)
+        for mode in MODES[: 1 + (kernel == "step")]:
+            yield Case(kernel, mode, "float32", "tf32", *sizes)
+    # Few rows, which multiply and reduce; float64.
+    for mode, dtype, batch in (("LSTM", "bfloat16", 1), ("GRU", "float16", 3)):
+        yield Case("step", mode, dtype, "plain", 7, batch, 131, smoke=batch == 1)
+    for mode, feature in zip(GATES, ("zoneout in evaluation", "plain", "packed both ways",
+                                     "projection, layer norm")):  # fmt: skip
+        yield Case("step", mode, "float64", feature, 9, 19, 37)
+    # Many programs; and several batch tiles a program.
+    for mode, dtype, hidden in (("LSTM", "bfloat16", 1000), ("GRU", "float16", 1000),
+                                ("LSTM", "float32", 500)):  # fmt: skip
+        yield Case("persistent", mode, dtype, "plain", 129, 16, hidden, smoke=dtype == "bfloat16")
+    for mode, dtype in (("LSTM", "float16"), ("GRU", "bfloat16")):
+        yield Case("persistent", mode, dtype, "packed both ways", 65, 161, 451)
+
+
+def arguments(case: Case, device: str) -> tuple[Arguments, Arguments]:
+    """``rnn_scan``'s tensors, batch_sizes on the CPU, and its options."""
+    options = FEATURES.get(case.feature, {})
     directions, width = options.get("directions", 1), options.get("width", case.hidden)
     gates, hidden, batch = GATES[case.mode], case.hidden, case.batch
     dtype = getattr(torch, case.dtype)
@@ -85,7 +119,7 @@ def arguments(case: Case) -> tuple[Arguments, Arguments]:
     lstm = case.mode == "LSTM"
 
     def new(*shape: int, scale: float = 1.0) -> Tensor:
-        return (torch.randn(*shape, generator=generator) * scale).to(dtype)
+        return (torch.randn(*shape, generator=generator) * scale).to(device, dtype)
 
     def each(*shape: int, scale: float = 1.0) -> list[Tensor]:
         return [new(*shape, scale=scale) for _ in range(directions)]
@@ -100,7 +134,7 @@ def arguments(case: Case) -> tuple[Arguments, Arguments]:
     mask = None
     if options.get("mask"):
         kept = torch.rand(directions, batch, width, generator=generator) < 0.75
-        mask = (kept / 0.75).to(dtype)
+        mask = (kept / 0.75).to(device, dtype)
     zone_h, zone_c = options.get("zoneout", (0.0, 0.0))
     tensors = {
         "gates": new(rows, directions, gates, hidden),
@@ -123,15 +157,15 @@ def arguments(case: Case) -> tuple[Arguments, Arguments]:
     }
 
 
-def _moved(tensors: Arguments, **to: Any) -> Arguments:
-    def move(value: Any) -> Any:
+def _exact(tensors: Arguments) -> Arguments:
+    def widen(value: Any) -> Any:
         if isinstance(value, list):
-            return [move(entry) for entry in value]
+            return [widen(entry) for entry in value]
         if isinstance(value, Tensor) and value.is_floating_point():
-            return value.to(**to)
+            return value.double()
         return value
 
-    return {name: move(value) for name, value in tensors.items()}
+    return {name: widen(value) for name, value in tensors.items()}
 
 
 def _gradients(case: Case, tensors: Arguments, saved: tuple[Tensor, ...]) -> Arguments:
@@ -141,9 +175,9 @@ def _gradients(case: Case, tensors: Arguments, saved: tuple[Tensor, ...]) -> Arg
     generator = torch.Generator().manual_seed(2)
 
     def like(x: Tensor) -> Tensor | None:
-        return torch.randn(x.shape, generator=generator).to(dtype) if x.numel() else None
+        return torch.randn(x.shape, generator=generator).to(x.device, dtype) if x.numel() else None
 
-    without = FEATURES[case.feature].get("no_gradients", False)
+    without = FEATURES.get(case.feature, {}).get("no_gradients", False)
     names = ("batch_sizes", "h0", "c0", "w_hh", "w_hr", "ln_gates", "ln_cell", "h_mask")
     return {
         "grad_output": like(output),
@@ -168,25 +202,26 @@ def run(case: Case, device: str) -> dict[str, float]:
     from . import rnn
 
     os.environ["FASTSEQ_RNN_KERNEL"] = case.kernel
-    tensors, options = arguments(case)
+    tensors, options = arguments(case, device)
+    rounded = TF32_EPS if case.feature == "tf32" else None
 
     def forward(scan: Any, given: Arguments, save: bool = True) -> list[Tensor]:
         given = {**given, "gates": given["gates"].clone()}
         results = list(scan(**given, **options, save=save))
         return [*results, given["gates"]]
 
-    exact = forward(reference.rnn_scan, _moved(tensors, dtype=torch.float64))
+    exact = forward(reference.rnn_scan, _exact(tensors))
     plain = forward(reference.rnn_scan, tensors)
-    there = _moved(tensors, device=device)
-    ours = forward(rnn.rnn_scan, there)
-    ratios = error_ratios(FORWARD, ours, plain, exact)
-    if FEATURES[case.feature] == {}:
-        unsaved = forward(rnn.rnn_scan, there, save=False)
-        for name, x, y in zip(FORWARD[:3], unsaved, ours):
-            if not torch.equal(x, y):
-                ratios[f"{name} without saving"] = float("inf")
-    given = _gradients(case, tensors, (exact[5], *exact[:5]))
-    exact = list(reference.rnn_scan_backward(**_moved(given, dtype=torch.float64), **options))
+    with recurrent_tf32(case.feature == "tf32"):
+        ours = forward(rnn.rnn_scan, tensors)
+        ratios = error_ratios(FORWARD, ours, plain, exact, eps=rounded)
+        if case.feature == "plain":
+            unsaved = forward(rnn.rnn_scan, tensors, save=False)
+            for name, x, y in zip(FORWARD[:3], unsaved, ours):
+                if not torch.equal(x, y):
+                    ratios[f"{name} without saving"] = float("inf")
+        given = _gradients(case, tensors, (exact[5], *exact[:5]))
+        ours = list(rnn.rnn_scan_backward(**given, **options))
+    exact = list(reference.rnn_scan_backward(**_exact(given), **options))
     plain = list(reference.rnn_scan_backward(**given, **options))
-    ours = list(rnn.rnn_scan_backward(**_moved(given, device=device), **options))
-    return ratios | error_ratios(BACKWARD, ours, plain, exact)
+    return ratios | error_ratios(BACKWARD, ours, plain, exact, eps=rounded)
