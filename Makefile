@@ -1,5 +1,6 @@
 # Each target works alone on a fresh machine with Python 3.10+, a C++ compiler and make:
 #   make test   make bench   make lint   make gpu
+#   make gpu-cache   make gpu-rehearsal      (what a card's machine will run, without a card)
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= 2.13.0
@@ -9,6 +10,14 @@ TORCH_INDEX ?=
 OUT ?= benchmarks/results/latest
 BENCH_ARGS ?=
 TEST_ARGS ?=
+GPU_ARGS ?=
+# The environment of a card's machine, for kernels compiled beforehand and for the rehearsal.
+GPU_VENV ?= .venv-gpu
+GPU_TORCH ?= 2.11.0
+GPU_TRITON ?= 3.6.0
+GPU_NUMPY ?= 2.5.2
+GPU_PYTHON ?= $(shell for p in python3.12 $$HOME/.pyenv/versions/3.12.*/bin/python3; do \
+  $$p -c "" 2>/dev/null && echo $$p && break; done)
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
@@ -17,7 +26,7 @@ SOURCES := $(shell find csrc -type f 2>/dev/null) setup.py pyproject.toml
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.hpp' 2>/dev/null)
 HAVE_GPU := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
 
-.PHONY: test bench lint format gpu build clean
+.PHONY: test bench lint format gpu gpu-cache gpu-rehearsal build clean
 .DEFAULT_GOAL := test
 
 test: build
@@ -39,8 +48,28 @@ format: $(VENV)/.deps
 
 # A python that has PyTorch and Triton runs it from the source tree: no network, no install.
 gpu:
-	@if $(PYTHON) -c "import torch, triton" 2>/dev/null; then $(PYTHON) -m benchmarks.gpu; \
-	else $(MAKE) build && $(PY) -m benchmarks.gpu; fi
+	@if $(PYTHON) -c "import torch, triton" 2>/dev/null; \
+	then $(PYTHON) -m fastseq.benchmarks.gpu --out $(OUT) $(GPU_ARGS); \
+	else $(MAKE) build && $(PY) -m fastseq.benchmarks.gpu --out $(OUT) $(GPU_ARGS); fi
+
+# Kernels for an H100, which make gpu finds compiled: build/gpu-cache.tar.xz.
+gpu-cache: $(GPU_VENV)/.deps
+	$(GPU_VENV)/bin/python -m fastseq.benchmarks.gpu.rehearsal --compile
+
+gpu-rehearsal: $(GPU_VENV)/.deps
+	$(GPU_VENV)/bin/python -m fastseq.benchmarks.gpu.rehearsal
+
+# PyTorch's CUDA build over libraries made of paper: none of NVIDIA's gigabytes are needed.
+GPU_PIP := $(GPU_VENV)/bin/python -m pip --disable-pip-version-check install -q
+$(GPU_VENV)/.deps: Makefile benchmarks/gpu/paper_card/card.c benchmarks/gpu/paper_card/make.py
+	@test -n "$(GPU_PYTHON)" || { echo "needs Python 3.12: make $(MAKECMDGOALS) GPU_PYTHON=…"; exit 1; }
+	test -x $(GPU_VENV)/bin/python || $(GPU_PYTHON) -m venv $(GPU_VENV)
+	$(GPU_PIP) numpy==$(GPU_NUMPY) filelock typing-extensions "setuptools<82" sympy networkx jinja2 \
+	  fsspec rich typer matplotlib transformers==5.17.0 tokenizers safetensors pytest
+	$(GPU_PIP) --no-deps torch==$(GPU_TORCH) triton==$(GPU_TRITON)
+	$(GPU_PIP) --no-deps --upgrade --target $(GPU_VENV)/cuda nvidia-cuda-runtime==13.0.96
+	$(GPU_VENV)/bin/python benchmarks/gpu/paper_card/make.py $(GPU_VENV)/cuda/nvidia/cu13/include
+	@touch $@
 
 build: $(VENV)/.built
 

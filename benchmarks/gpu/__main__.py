@@ -1,0 +1,88 @@
+"""``python -m fastseq.benchmarks.gpu``: what ``make gpu`` runs."""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from ...kernels import reason
+from . import cache
+from .results import failed, read
+from .run import Run
+from .stages import STAGES
+
+ROOT = Path(__file__).parents[2]
+PACKED = ROOT / "build" / "gpu-cache.tar.xz"
+
+
+def arguments(given: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="make gpu ARGS=…", description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "latest")
+    parser.add_argument("--seconds", type=float, default=480, help="for everything (480)")
+    parser.add_argument(
+        "--only", default="", metavar="STAGE,…", help=", ".join(stage.name for stage in STAGES)
+    )
+    parser.add_argument(
+        "--resume", type=Path, metavar="DIR",
+        help="go on after the run in DIR: what it found right is taken over, the rest done",
+    )  # fmt: skip
+    parser.add_argument("--cache", type=Path, default=PACKED, help="kernels of make gpu-cache")
+    parser.add_argument("--processes", type=int, help="at most so many at once")
+    options = parser.parse_args(given)
+    unknown = set(filter(None, options.only.split(","))) - {stage.name for stage in STAGES}
+    if unknown:
+        parser.error(f"--only: no stage {', '.join(sorted(unknown))}")
+    if options.resume and not (options.resume / "results.jsonl").is_file():
+        parser.error(f"--resume: no results.jsonl in {options.resume}")
+    return options
+
+
+def prepared(packed: Path, folder: Path) -> str:
+    """Unpacks kernels that this very Triton made, if there are any; says what happened."""
+    if not packed.is_file():
+        return f"no kernels compiled beforehand ({packed.name} is made by make gpu-cache)"
+    made_by, ours = cache.unpack(packed, folder), cache.key()
+    if made_by != ours:
+        return f"{packed.name} is of another Triton ({made_by}, here {ours}): kernels compile here"
+    return f"kernels compiled beforehand: {packed.name}, Triton's key {ours}"
+
+
+def without_card() -> int:
+    """What can be proven without a GPU. 0 unless a check fails."""
+    print("no CUDA device here: Triton's interpreter and ahead-of-time builds only", flush=True)
+    if why := reason():
+        print(f"nothing to check: {why}")
+        return 0
+    targets = ["--targets", "sm_80,sm_90,sm_100,gfx942"]
+    outcomes = {}
+    for name, command in (
+        ("interpreter", ["-m", "fastseq.kernels.check"]),
+        ("ahead-of-time builds", ["-m", "fastseq.kernels.aot", *targets]),
+    ):
+        print(f"$ python {' '.join(command)}", flush=True)
+        outcomes[name] = subprocess.run([sys.executable, *command], cwd=ROOT).returncode
+    for name, code in outcomes.items():
+        print(f"{name}: {'passed' if code == 0 else f'FAILED (exit {code})'}")
+    return max(outcomes.values())
+
+
+def main(given: list[str] | None = None) -> int:
+    options = arguments(given)
+    # Asked in a process of its own: this one holds nothing on the card.
+    asked = [sys.executable, "-c", "import torch; raise SystemExit(not torch.cuda.is_available())"]
+    if subprocess.run(asked).returncode:
+        return without_card()
+    stages = [s for s in STAGES if not options.only or s.name in options.only.split(",")]
+    earlier = [r for r in read(options.resume) if not failed(r)] if options.resume else []
+    with tempfile.TemporaryDirectory(prefix="fastseq-gpu-") as folder:
+        print(prepared(options.cache, Path(folder)), flush=True)
+        run = Run(
+            options.out, options.seconds, stages, earlier,
+            cache.environment(Path(folder)), processes=options.processes,
+        )  # fmt: skip
+        return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""``python -m fastseq.benchmarks.gpu.worker``: does the stages' jobs, one after the other."""
+
+from collections.abc import Callable
+
+import torch
+import triton
+
+from ...kernels.processes import Answer, serve
+from . import facts
+from .stages import STAGES
+
+
+class Compilations:
+    """Counts what Triton compiled and what it found in its cache, of our own kernels."""
+
+    def __init__(self) -> None:
+        self.compiled: list[str] = []
+        self.looked_up = 0
+        triton.knobs.compilation.listener = self._heard
+
+    def _heard(self, *, src, metadata, metadata_group, times, cache_hit) -> None:
+        if not getattr(getattr(src, "fn", None), "__module__", "").startswith("fastseq"):
+            return
+        if cache_hit:
+            self.looked_up += 1
+        else:
+            self.compiled.append(src.fn.__name__)
+
+    def take(self) -> Answer:
+        """Those since the last time."""
+        found = {"compiled": self.compiled, "looked_up": self.looked_up}
+        self.compiled, self.looked_up = [], 0
+        return found
+
+
+def performer() -> Callable[[list[str]], Answer]:
+    """Does a job [stage, name]; its answer also says what was compiled for it."""
+    if torch.cuda.is_available() and facts.on_paper():
+        # cuDNN's answers are made of paper too, and torch would believe them.
+        torch.backends.cudnn.enabled = False
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    heard = Compilations()
+    performers = {stage.name: stage.perform for stage in STAGES}
+
+    def perform(job: list[str]) -> Answer:
+        stage, name = job
+        try:
+            return performers[stage](name) | heard.take()
+        finally:
+            heard.take()
+
+    return perform
+
+
+if __name__ == "__main__":
+    serve(performer())
