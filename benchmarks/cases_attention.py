@@ -39,6 +39,8 @@ class Case:
     learned_weights: bool = False  # which the loss is also made of
     padded: float = 0.0  # share of padding in a module's batch
     quick: bool = False  # also in the short suite
+    telling: bool = False  # of the few that say most, which come first on a card
+    flex: bool = True  # against FlexAttention too, which compiles for 5 to 20 s
 
     @property
     def num_keys(self) -> int:
@@ -55,8 +57,26 @@ class Case:
 
     @property
     def peers(self) -> tuple[str, ...]:
-        plain = self.kind == "attention" and not (self.softcap or (self.train and self.mask))
-        return ("SDPA flash", "SDPA math", "FlexAttention", "flash-attn") if plain else ()
+        """What may compute the same; what cannot here says so when it is tried."""
+        if self.kind == "varlen":
+            return ("torch varlen",)
+        if self.kind not in ("attention", "decode"):
+            return ()
+        masked = bool(self.mask or self.window or self.alibi)  # where torch is given one
+        weights = self.batch * self.heads * self.length * self.num_keys
+        names = {
+            "SDPA flash": not (self.softcap or masked),
+            "SDPA efficient": not self.softcap,
+            "SDPA cuDNN": not self.softcap,
+            "SDPA math": not self.softcap and weights <= 1 << 29,  # it holds several times as many
+            "FlexAttention": self.flex and not (self.mask or self.dropout),
+            "flash-attn": not self.mask,
+        }
+        return tuple(name for name, serves in names.items() if serves)
+
+    def slopes(self, device: torch.device) -> torch.Tensor:
+        """ALiBi's, one a head."""
+        return 2.0 ** (-8 / self.heads * torch.arange(1, self.heads + 1, device=device))
 
     @property
     def name(self) -> str:
@@ -81,15 +101,19 @@ class Case:
         return " ".join([shape, f"D{self.head_dim}", *filter(None, extras)])
 
 
+def _plain(causal: bool, train: bool, dtype: torch.dtype, *shape: int, **options: bool) -> Case:
+    group = f"{'causal' if causal else 'full'} {'training' if train else 'inference'}"
+    if dtype != torch.float32:
+        group += f" {str(dtype).removeprefix('torch.')}"
+    return Case(group, "attention", *shape, train, dtype, causal, **options)
+
+
 def _lengths_and_masks(dtype: torch.dtype, shapes: list[tuple[int, ...]]) -> Iterator[Case]:
     """Full and causal, forward and with gradients, over shapes (B, H, S, D)."""
-    kind = "" if dtype == torch.float32 else f" {str(dtype).removeprefix('torch.')}"
     for causal in (True, False):
         for train in (False, True):
-            name = f"{'causal' if causal else 'full'} {'training' if train else 'inference'}{kind}"
             for shape in shapes:
-                quick = shape == shapes[1]
-                yield Case(name, "attention", *shape, train, dtype, causal, quick=quick)
+                yield _plain(causal, train, dtype, *shape, quick=shape == shapes[1])
 
 
 def _features(base: Case) -> Iterator[Case]:
@@ -157,6 +181,51 @@ def cpu_suite() -> Iterator[Case]:
 
 
 def cuda_suite() -> Iterator[Case]:
+    """In sizes for a GPU, those that tell most first: it may be stopped at any time."""
+    telling = [replace(case, telling=True) for case in _telling()]
+    yield from telling
+    known = {case.name for case in telling}
+    yield from (replace(case, flex=False) for case in _more() if case.name not in known)
+
+
+def _telling() -> Iterator[Case]:
+    half, brain, single = torch.float16, torch.bfloat16, torch.float32
+    causal = train = True
+    # What models are trained with: torch's flash, cuDNN's and FlexAttention's best case.
+    yield _plain(causal, train, brain, 4, 16, 4096, 128)
+    # A gradient of a bias, which torch computes unfused or slowly.
+    base = Case("", "attention", 4, 16, 2048, 64, dtype=brain, flex=False)
+    masked = replace(base, group="masks and biases")
+    yield replace(masked, mask="bias with gradient", train=True, quick=True)
+    # Long caches, bound by reading alone: heads that share keys, many sequences and one.
+    decoding = Case("decoding", "decode", 16, 32, 1, 128, dtype=brain, kv_heads=8, flex=False)
+    yield replace(decoding, keys=8192)
+    yield replace(decoding, batch=1, keys=16384)
+    yield _plain(causal, not train, brain, 4, 16, 4096, 64)
+    # Padding: without computing it, and masked.
+    yield Case("real sentences, no padding", "varlen", 256, 8, 0, 64, True, brain, quick=True)
+    yield replace(masked, mask="padding", train=True)
+    yield _plain(causal, train, brain, 1, 16, 16384, 128, flex=False)
+    # FlexAttention skips blocks outside a window as we do; torch's SDPA gets a mask.
+    shaped = replace(base, group="window, ALiBi, softcap", causal=True)
+    yield replace(shaped, batch=2, length=8192, window=1024, flex=True)
+    yield replace(shaped, softcap=30.0, flex=True)
+    yield _plain(not causal, train, brain, 16, 16, 1024, 128, flex=False)
+    yield replace(base, group="grouped heads", kv_heads=2, causal=True, train=True)
+    # float32: torch's efficient kernel against TF32 products in threes.
+    yield _plain(causal, train, single, 2, 8, 2048, 64, flex=False)
+    yield _plain(causal, train, half, 16, 16, 1024, 128, flex=False)
+    # No library has it fused.
+    yield Case("additive attention", "additive", 64, 1, 100, 512, True, brain)
+    yield _plain(not causal, not train, brain, 2, 16, 8192, 128, flex=False)
+    yield replace(shaped, batch=2, length=8192, window=1024, train=True)
+    yield replace(base, group="dropout", dropout=0.1, train=True)
+    yield replace(masked, mask="bias")
+    # A whole batch of padded sentences through layers, as users call them.
+    yield Case("Transformer encoder", "encoder", 64, 16, 256, 64, True, brain, padded=0.4)
+
+
+def _more() -> Iterator[Case]:
     brain, single = torch.bfloat16, torch.float32
     shapes = [(32, 16, 512, 64), (4, 16, 4096, 128), (16, 16, 1024, 128), (2, 16, 8192, 128),
               (7, 5, 333, 80)]  # fmt: skip
@@ -166,11 +235,8 @@ def cuda_suite() -> Iterator[Case]:
     for train in (False, True):
         yield Case("small", "attention", 16, 8, 64, 64, train, brain)
     yield from _features(Case("", "attention", 4, 16, 2048, 64, dtype=brain))
-    for train in (False, True):
-        yield Case("real sentences, no padding", "varlen", 256, 8, 0, 64, train, brain, quick=train)
+    yield Case("real sentences, no padding", "varlen", 256, 8, 0, 64, False, brain)
     yield Case("decoding", "decode", 64, 16, 1, 128, dtype=brain, keys=4096, quick=True)
-    yield Case("decoding", "decode", 16, 32, 1, 128, dtype=brain, keys=8192, kv_heads=8)
-    yield Case("decoding", "decode", 1, 32, 1, 128, dtype=brain, keys=16384, kv_heads=8)
     for train in (False, True):
         for weights in (False, True):
             yield Case(
@@ -179,7 +245,7 @@ def cuda_suite() -> Iterator[Case]:
             )  # fmt: skip
         yield Case("Transformer encoder", "encoder", 32, 16, 512, 64, train, brain)
         yield Case("Transformer encoder", "encoder", 64, 16, 256, 64, train, brain, padded=0.4)
-        yield Case("additive attention", "additive", 64, 1, 100, 512, train, brain)
+    yield Case("additive attention", "additive", 64, 1, 100, 512, False, brain)
 
 
 def cases(device: torch.device) -> list[Case]:

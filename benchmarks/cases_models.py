@@ -37,6 +37,7 @@ class Case:
     steps: int = 40
     bucketed: bool = False
     quick: bool = False  # also in the short suite
+    telling: bool = False  # of the few that say most, which come first on a card
 
     @property
     def peers(self) -> tuple[str, ...]:

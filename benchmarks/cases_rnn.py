@@ -1,7 +1,7 @@
 """The recurrent suite, as data: what ``fastseq bench rnn`` and ``bench_rnn.py`` both run."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -33,6 +33,7 @@ class Case:
     recurrent_dropout: float = 0.0
     recompute: bool = False
     quick: bool = False  # also in the short suite
+    telling: bool = False  # of the few that say most, which come first on a card
     compile: bool = False  # torch.compile is expected to finish on it
 
     @property
@@ -158,31 +159,70 @@ def cpu_suite() -> Iterator[Case]:
 
 
 def cuda_suite() -> Iterator[Case]:
-    """The same kinds of work in sizes for a GPU, against cuDNN."""
+    """The same kinds of work in sizes for a GPU, against cuDNN, those that tell most first: it may
+    be stopped at any time.
+    """
+    telling = [replace(case, telling=True) for case in _telling()]
+    yield from telling
+    known = {case.name for case in telling}
+    yield from (case for case in _more() if case.name not in known)
+
+
+def _dense(mode: Mode, dtype: torch.dtype, train: bool, *shape: int, quick: bool = False) -> Case:
+    return Case(
+        f"{mode} {str(dtype).removeprefix('torch.')}", mode, *shape, train, dtype, quick=quick
+    )
+
+
+def _telling() -> Iterator[Case]:
     half, brain, single = torch.float16, torch.bfloat16, torch.float32
+    train = True
+    # The shape that papers on fused recurrences time: cuDNN at its weak and at its strongest type.
+    yield _dense("LSTM", brain, train, 16, 768, 1024, quick=True)
+    yield _dense("LSTM", half, train, 16, 768, 1024)
+    yield _dense("GRU", brain, train, 16, 768, 1024, quick=True)
+    yield _dense("LSTM", half, not train, 16, 768, 1024)
+    # What cuDNN computes direction by direction, or step by step.
+    yield Case(
+        "stacked and bidirectional", "LSTM", 32, 512, 128, train, brain, layers=2,
+        bidirectional=True,
+    )  # fmt: skip
+    yield Case("packed sequences", "LSTM", 32, 512, 256, train, brain, lengths="random")
+    # One sequence: nothing but latency.
+    yield _dense("LSTM", brain, not train, 1, 512, 512)
+    yield _dense("GRU", half, not train, 1, 512, 512)
+    # Batches that are products of some size.
+    yield _dense("LSTM", brain, train, 64, 1024, 256)
+    yield _dense("LSTM", brain, train, 256, 512, 128)
+    yield _dense("GRU", half, train, 64, 1024, 256)
+    # float32: cuDNN rounds to TF32, unless told not to.
+    yield _dense("LSTM", single, train, 64, 512, 128)
+    yield Case(
+        "real sentences", "GRU", 128, 512, 128, train, brain, lengths="real", bidirectional=True
+    )
+    # All weights within one program; and too many for the card's shared memory.
+    yield Case("small", "LSTM", 16, 128, 256, train, brain)
+    yield _dense("LSTM", half, train, 16, 1536, 256)
+    yield Case("projection", "LSTM", 32, 1024, 128, train, brain, proj_size=256)
+    yield Case("beyond torch, against a loop", "LSTM", 32, 512, 64, train, brain, layer_norm=True)
+    yield _dense("RNN", brain, train, 16, 768, 1024)
+    yield _dense("GRU", single, not train, 16, 256, 512)
+    yield Case("stacked and bidirectional", "GRU", 1, 512, 256, not train, half, layers=4)
+
+
+def _more() -> Iterator[Case]:
+    half, brain, single = torch.float16, torch.bfloat16, torch.float32
+    modes: tuple[Mode, ...] = ("LSTM", "GRU")
+    shapes = ((16, 768, 1024), (1, 512, 512), (64, 1024, 256), (256, 512, 128))
     for dtype in (brain, half, single):
-        for mode in ("LSTM", "GRU"):
+        for mode in modes:
             for train in (False, True):
-                for batch, hidden, length in (
-                    (16, 768, 1024),
-                    (1, 512, 512),
-                    (64, 1024, 256),
-                    (256, 512, 128),
-                ):
-                    quick = dtype == brain and hidden == 768
-                    yield Case(
-                        f"{mode} {str(dtype).removeprefix('torch.')}",
-                        mode,
-                        batch,
-                        hidden,
-                        length,
-                        train,
-                        dtype,
-                        quick=quick,
-                    )
+                for shape in shapes:
+                    quick = dtype == brain and shape == shapes[0]
+                    yield _dense(mode, dtype, train, *shape, quick=quick)
     for train in (False, True):
-        yield Case("RNN bfloat16", "RNN", 16, 768, 1024, train, brain)
-        for mode in ("LSTM", "GRU"):
+        yield _dense("RNN", brain, train, 16, 768, 1024)
+        for mode in modes:
             for dtype in (brain, single):
                 yield Case("small", mode, 16, 128, 256, train, dtype)
             yield Case("odd sizes", mode, 17, 333, 101, train, brain, input_size=77)
@@ -224,7 +264,7 @@ def cuda_suite() -> Iterator[Case]:
                 "beyond torch, against a loop", mode, 32, 512, 64, train, brain, layer_norm=True
             )
         yield Case("projection", "LSTM", 32, 1024, 128, train, brain, proj_size=256)
-    for mode in ("LSTM", "GRU"):
+    for mode in modes:
         yield Case("beyond torch, against a loop", mode, 32, 512, 64, True, brain, zoneout=0.1)
         yield Case(
             "beyond torch, against a loop", mode, 32, 512, 64, True, brain, recurrent_dropout=0.3

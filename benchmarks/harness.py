@@ -11,9 +11,11 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,10 +54,15 @@ class Budget:
     least: int = 7
     most: int = 300
     patience: float = 2.5  # after this many times ``seconds`` three turns are enough
+    attempts: int = 3  # at most, where samples scatter
 
 
 def _seconds(function: Callable[[], object], calls: int, device: torch.device) -> float:
-    """Seconds a call, over ``calls`` calls. On CUDA between two events on the stream."""
+    """Seconds a call, over ``calls`` calls. On CUDA between two events on the stream.
+
+    Operands that fit a card's L2 stay there between calls, for all that are compared alike; layers
+    in a model find theirs colder.
+    """
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
@@ -105,7 +112,7 @@ def interleave(
 def calm(
     functions: Mapping[str, Callable[[], object]], device: torch.device, budget: Budget
 ) -> dict[str, Timing]:
-    """``interleave``, again (twice at most) while the samples scatter; the steadiest attempt.
+    """``interleave``, again while the samples scatter; the steadiest attempt.
 
     What else runs on the machine disturbs a library that waits busily for its threads far more than
     one that does not, so ratios taken in a disturbance are worth nothing. The choice looks at the
@@ -117,7 +124,7 @@ def calm(
         attempts.append(interleave(functions, device, budget))
         spreads = [max(t.spread for t in timings.values()) for timings in attempts]
         long = time.perf_counter() - begin > 3 * budget.seconds
-        if spreads[-1] < NOISY or len(attempts) == 3 or long:
+        if spreads[-1] < NOISY or len(attempts) == budget.attempts or long:
             return attempts[spreads.index(min(spreads))]
 
 
@@ -138,18 +145,14 @@ def _timing(seconds: list[float], calls: int) -> Timing:
 def peak_memory(function: Callable[[], object], device: torch.device) -> int:
     """Bytes of torch's allocator that one call holds at most, above what was held before."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        finish(device)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         kept = function()
-        torch.cuda.synchronize(device)
+        finish(device)
         del kept
         return torch.cuda.max_memory_allocated(device) - before
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
-        kept = function()
-    del kept
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events = [e for e in _events(function, profile_memory=True) if e.name() == "[memory]"]
     held = most = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
         held += event.nbytes()
@@ -159,31 +162,95 @@ def peak_memory(function: Callable[[], object], device: torch.device) -> int:
 
 def operators(function: Callable[[], object]) -> set[str]:
     """Names of the operators that one call reaches."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-        function()
-    return {event.name for event in profiler.events() or ()}
+    return {event.name() for event in _events(function)}
+
+
+def _events(function: Callable[[], object], **options: bool) -> list[Any]:
+    """What the profiler saw on the CPU, as it is: making Python's objects of it, or starting
+    ``torch.profiler``, takes seconds.
+    """
+    with torch.autograd.profiler.profile(**options) as profiler:
+        kept = function()
+    del kept
+    return profiler.kineto_results.events()
+
+
+def finish(device: torch.device) -> None:
+    """Waits for what was launched, so that what it raises is raised here."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def answers(device: torch.device) -> bool:
+    """Whether the device still works: after a kernel's illegal access its process has lost it."""
+    if device.type == "cuda":
+        try:
+            finish(device)
+            torch.cuda.empty_cache()
+            torch.zeros(1, device=device).cpu()
+        except Exception:
+            return False
+    return True
+
+
+# ---- what the machine can do --------------------------------------------------------------------
 
 
 @functools.cache  # the machine's facts and every case's floor ask
 def gemm_seconds(
     rows: int, inner: int, columns: int, dtype: torch.dtype, device: torch.device
 ) -> float:
-    """Seconds of one matrix product through torch, in ``dtype`` or float32, whichever is faster."""
-    best = float("inf")
-    for each in dict.fromkeys((dtype, torch.float32)):
-        if each.itemsize == 2 and device.type == "cpu" and not fast_on_cpu(each):
-            continue
-        a = torch.randn(rows, inner, device=device, dtype=each)
-        b = torch.randn(columns, inner, device=device, dtype=each).t()
-        out = torch.empty(rows, columns, device=device, dtype=each)
-        timing = calm(
-            {"gemm": lambda a=a, b=b, out=out: torch.mm(a, b, out=out)},
-            device,
-            Budget(seconds=0.1, least=7, patience=2.0),
-        )
-        # A floor is what the machine can do: a disturbance only ever makes it look slower.
-        best = min(best, timing["gemm"].p20 / 1e3)
-    return best
+    """Seconds of one matrix product through torch; on a CPU in ``dtype`` or float32, whichever is
+    faster.
+    """
+    types = dict.fromkeys((dtype,) if device.type == "cuda" else (dtype, torch.float32))
+    if device.type == "cpu":
+        types = [each for each in types if each.itemsize != 2 or fast_on_cpu(each)]
+    return min(_gemm_seconds(rows, inner, columns, each, device) for each in types)
+
+
+def _gemm_seconds(
+    rows: int, inner: int, columns: int, dtype: torch.dtype, device: torch.device
+) -> float:
+    a = torch.randn(rows, inner, device=device, dtype=dtype)
+    b = torch.randn(columns, inner, device=device, dtype=dtype).t()
+    out = torch.empty(rows, columns, device=device, dtype=dtype)
+    budget = Budget(seconds=0.1, least=7, patience=2.0)
+    timing = calm({"gemm": lambda: torch.mm(a, b, out=out)}, device, budget)
+    # A floor is what the machine can do: a disturbance only ever makes it look slower.
+    return timing["gemm"].p20 / 1e3
+
+
+def large_product(device: torch.device) -> int:
+    """Rows, inner and columns of a product that shows what the device can do."""
+    return 8192 if device.type == "cuda" else 1024
+
+
+def product_rates(device: torch.device) -> dict[str, float]:
+    """GFLOP/s of a large product by type; on CUDA float32 is without TF32, which stands apart."""
+    size, rates = large_product(device), {}
+    types = [torch.float32, torch.bfloat16]
+    if device.type == "cuda":
+        types.append(torch.float16)
+    for dtype in types:
+        if device.type == "cuda" or dtype == torch.float32 or fast_on_cpu(dtype):
+            seconds = gemm_seconds(size, size, size, dtype, device)
+            rates[str(dtype).removeprefix("torch.")] = 2 * size**3 / seconds / 1e9
+    if device.type == "cuda":
+        with _tf32():
+            seconds = _gemm_seconds(size, size, size, torch.float32, device)
+        rates["tf32"] = 2 * size**3 / seconds / 1e9
+    return rates
+
+
+@contextmanager
+def _tf32() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def fast_on_cpu(dtype: torch.dtype) -> bool:
@@ -201,8 +268,25 @@ def bandwidth(device: torch.device) -> float:
     return data.nbytes / timing["read"].median / 1e6
 
 
+def copy_bandwidth(device: torch.device) -> float:
+    """GB/s of a large copy, what it reads and what it writes."""
+    data = torch.ones(1 << 29, device=device, dtype=torch.float32)
+    out = torch.empty_like(data)
+    timing = interleave({"copy": lambda: out.copy_(data)}, device, Budget(seconds=0.1, least=5))
+    return 2 * data.nbytes / timing["copy"].median / 1e6
+
+
+def ceilings(device: torch.device) -> dict[str, object]:
+    """The measured rates that bound all others, for a record's table of the machine."""
+    rates = {f"gemm_gflops_{name}": round(rate) for name, rate in product_rates(device).items()}
+    rates["read_gb_s"] = round(bandwidth(device), 1)
+    if device.type == "cuda":
+        rates["copy_gb_s"] = round(copy_bandwidth(device), 1)
+    return rates
+
+
 def machine(device: torch.device) -> dict[str, object]:
-    """What the figures depend on: processor, threads, versions, and two measured rates."""
+    """What the figures depend on: processor, threads, versions. Measures nothing."""
     import fastseq
 
     facts: dict[str, object] = {
@@ -218,7 +302,6 @@ def machine(device: torch.device) -> dict[str, object]:
         "fastseq": fastseq.__version__,
         "commit": _commit(),
     }
-    size = 1024
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         facts |= {
@@ -228,13 +311,11 @@ def machine(device: torch.device) -> dict[str, object]:
             "capability": f"{properties.major}.{properties.minor}",
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
+            # torch's defaults differ: its recurrent layers may round float32 to TF32, ours do as
+            # its matrix products.
+            "float32_products": torch.get_float32_matmul_precision(),
+            "cudnn_allow_tf32": torch.backends.cudnn.allow_tf32,
         }
-        size = 8192
-    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        if device.type == "cuda" or dtype == torch.float32 or fast_on_cpu(dtype):
-            seconds = gemm_seconds(size, size, size, dtype, device)
-            facts[f"gemm_gflops_{name}"] = round(2 * size**3 / seconds / 1e9)
-    facts["read_gb_s"] = round(bandwidth(device), 1)
     return facts
 
 
@@ -281,14 +362,16 @@ class Parity:
 
 
 def relative_error(value: Tensor, oracle: Tensor) -> float:
-    """max |value - oracle| / max |oracle|; infinite for NaN or another shape."""
+    """max |value - oracle| / max |oracle|, on the oracle's device; infinite for NaN or another
+    shape.
+    """
     if value.shape != oracle.shape:
         return float("inf")
     if oracle.numel() == 0:
         return 0.0
-    difference = (value.detach().double().cpu() - oracle.detach().double().cpu()).abs().max()
-    scale = oracle.detach().abs().max().double().cpu().clamp_min(1e-30)
-    error = float(difference / scale)
+    exact = oracle.detach().double()
+    difference = (value.detach().to(exact.device).double() - exact).abs().max()
+    error = float(difference / exact.abs().max().clamp_min(1e-30))
     return error if error == error else float("inf")
 
 
@@ -305,6 +388,8 @@ def parity(
             return Parity(False, float("inf"), 0.0, 0.0, f"{name} (missing)")
         error, reference = relative_error(ours[name], exact), relative_error(theirs[name], exact)
         limit = 2 * reference + ulps * torch.finfo(ours[name].dtype).eps
+        if error == float("inf"):  # whatever theirs is
+            return Parity(False, error, reference, limit, name)
         if error / limit > worst_excess:
             worst_excess = error / limit
             worst = Parity(error <= limit, error, reference, limit, name)

@@ -167,7 +167,10 @@ def _page(
         elif entry["status"] == "ok":
             speedup = entry["speedup"]
             _bar(axes, y, speedup, height=0.72)
-            axes.text(max(speedup, 1) * 1.04, y, f"{speedup:.2f}×", va="center", fontsize=8)
+            text = f"{speedup:.2f}×"
+            if "speedup_over_best" in entry:
+                text += f" ({entry['speedup_over_best']:.2f}× over best)"
+            axes.text(max(speedup, 1) * 1.04, y, text, va="center", fontsize=8)
         else:
             axes.text(1.04, y, entry["status"], va="center", fontsize=8, color=LOSS, style="italic")
     axes.set_yticks(range(len(rows)), labels, fontsize=8)

@@ -4,11 +4,12 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 try:
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.table import Table
 except ImportError:  # plain text then
@@ -22,8 +23,14 @@ def line(entry: Entry) -> str:
     """One case in a line."""
     if entry["status"] == "ok":
         return f"{entry['speedup']:6.2f}×  {entry['case']}"
-    reason = f" ({entry['reason']})" if "reason" in entry else ""
+    reason = f" ({_brief(entry['reason'])})" if "reason" in entry else ""
     return f"{entry['status']:>7}  {entry['case']}{reason}"
+
+
+def _brief(reason: str) -> str:
+    """A reason in one line, that a table's cell can hold; compilers' run to pages."""
+    text = " ".join(reason.split()).replace("|", "¦")
+    return text if len(text) <= 200 else text[:199] + "…"
 
 
 @contextlib.contextmanager
@@ -59,25 +66,45 @@ def write(record: Record, out: Path) -> None:
     """Print the table; write ``<suite>.json``, ``<suite>.md`` and, with matplotlib, two pictures;
     and REPORT.md, the summary of all suites whose records lie there.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    name = record["suite"]
-    _replace(out / f"{name}.json", json.dumps(record, indent=1, default=str) + "\n")
+    write_json(record, out)
     show(record)
-    pictures = "geometric_mean" in record["summary"]
+    pictures = overview(record, out) and every_case(record, out)
+    replace(out / f"{record['suite']}.md", markdown(record, pictures))
+    replace(out / "REPORT.md", index(out))
+    print(f"written: {out}")
+
+
+def write_json(record: Record, out: Path) -> None:
+    """``<suite>.json``."""
+    out.mkdir(parents=True, exist_ok=True)
+    replace(out / f"{record['suite']}.json", json.dumps(record, indent=1, default=str) + "\n")
+
+
+def overview(record: Record, out: Path) -> bool:
+    """``<suite>-overview.png``, a bar a group. False where there is nothing to draw, or to draw
+    with.
+    """
+    return _drawn("overview", record, out / f"{record['suite']}-overview.png")
+
+
+def every_case(record: Record, out: Path) -> bool:
+    """``<suite>.png``, a bar a case; as ``overview``."""
+    return _drawn("cases", record, out / f"{record['suite']}.png")
+
+
+def _drawn(picture: str, record: Record, path: Path) -> bool:
+    if "geometric_mean" not in record["summary"]:
+        return False
     try:
         from . import plot
     except ImportError:
         print("matplotlib is not installed: no pictures")
-        pictures = False
-    if pictures:
-        plot.overview(record, out / f"{name}-overview.png")
-        plot.cases(record, out / f"{name}.png")
-    _replace(out / f"{name}.md", markdown(record, pictures))
-    _replace(out / "REPORT.md", index(out))
-    print(f"written: {out}")
+        return False
+    getattr(plot, picture)(record, path)
+    return True
 
 
-def _replace(path: Path, text: str) -> None:
+def replace(path: Path, text: str) -> None:
     """Write a whole file or none."""
     handle, name = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
     with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -88,11 +115,13 @@ def _replace(path: Path, text: str) -> None:
 
 # ---- table --------------------------------------------------------------------------------------
 
+OVER_BEST = "over torch's best"
 COLUMNS = (
     "case",
     "fastseq ms",
     "theirs ms",
     "speed-up",
+    OVER_BEST,  # only where other implementations of torch's were timed too
     "GFLOP/s",
     "% of GEMM",
     "GB/s",
@@ -102,23 +131,34 @@ COLUMNS = (
 )
 
 
-def row(entry: Entry) -> tuple[str, ...]:
+def columns(record: Record) -> list[str]:
+    over_best = any("speedup_over_best" in entry for entry in record["results"])
+    return [name for name in COLUMNS if over_best or name != OVER_BEST]
+
+
+def row(entry: Entry, columns: Sequence[str]) -> list[str]:
+    """The entry's cells of these columns."""
     if entry["status"] != "ok":
-        reason = entry.get("reason", "")
-        if "parity" in entry:
+        reason = _brief(entry.get("reason", ""))
+        if entry["status"] == "failed parity":
             p = entry["parity"]
             reason = f"{p['result']}: error {p['ours']:.1e}, limit {p['limit']:.1e}"
-        return (f"{entry['case']}: {entry['status']} ({reason})", *[""] * (len(COLUMNS) - 1))
+        return [f"{entry['case']}: {entry['status']} ({reason})", *[""] * (len(columns) - 1)]
     times, peaks = entry["milliseconds"], entry["peak_bytes"]
     name = entry["case"] + (" (served by torch)" if entry["served_by"] == "torch" else "")
     other = next(name for name in times if name != "fastseq")
     memory = f"{peaks['fastseq'] / peaks[other]:.2f}×" if peaks[other] else ""
+    over_best = ""
+    if "speedup_over_best" in entry:
+        best = "" if entry["best_peer"] == other else f" ({entry['best_peer']})"
+        over_best = f"{entry['speedup_over_best']:.2f}×{best}"
     parity = entry["parity"]
-    return (
+    cells = (
         name,
         _milliseconds(times["fastseq"]["median"]),
         f"{_milliseconds(times[other]['median'])}{' (loop)' if other == 'loop' else ''}",
         f"{'~' if entry['noisy'] else ''}{entry['speedup']:.2f}×",
+        over_best,
         f"{entry['gflops']:.1f}",
         f"{entry['floor_percent']:.0f}",
         f"{entry['gb_s']:.1f}",
@@ -126,6 +166,7 @@ def row(entry: Entry) -> tuple[str, ...]:
         memory,
         f"{parity['ours']:.0e} / {parity['theirs']:.0e}",
     )
+    return [cell for name, cell in zip(COLUMNS, cells) if name in columns]
 
 
 def _milliseconds(value: float) -> str:
@@ -153,6 +194,11 @@ def summary_lines(record: Record) -> list[str]:
             )
         if (plain := summary["geometric_mean_of_torch_float32"]) is not None:
             lines.append(f"in float32 against torch's own layers alone: {plain:.2f}×")
+    if over := summary.get("over_best"):
+        lines.append(
+            f"over the fastest of torch's implementations {over['geometric_mean']:.2f}×, "
+            f"{over['cases']} cases"
+        )
     if "memory_geometric_mean" in summary:
         lines.append(
             f"peak memory {summary['memory_geometric_mean']:.2f}× of theirs (geometric mean)"
@@ -162,9 +208,10 @@ def summary_lines(record: Record) -> list[str]:
 
 def show(record: Record) -> None:
     """The table on the terminal."""
+    names = columns(record)
     if Console is None:
         for entry in record["results"]:
-            print("  ".join(row(entry)))
+            print("  ".join(row(entry, names)))
     else:
         # Where output goes to a file or a log, the terminal's 80 columns would only cut the table.
         console = (
@@ -173,7 +220,7 @@ def show(record: Record) -> None:
             else Console(highlight=False, width=150)
         )
         table = Table(title=f"{record['title']}: fastseq against torch")
-        for name in COLUMNS:
+        for name in names:
             table.add_column(
                 name, justify="left" if name == "case" else "right", no_wrap=name != "case"
             )
@@ -189,7 +236,7 @@ def show(record: Record) -> None:
                 style = "red" if entry["status"] != "skipped" else "dim"
             elif entry["speedup"] < 0.95:
                 style = "yellow"
-            table.add_row(*row(entry), style=style)
+            table.add_row(*map(escape, row(entry, names)), style=style)
         console.print(table)
     for text in summary_lines(record):
         print(text)
@@ -206,8 +253,14 @@ def markdown(record: Record, pictures: bool = False) -> str:
         "float64, relative to the largest value, of the worst result. % of GEMM: the time that the",
         "same operations take as whole-sequence matrix products through torch, as a share of ours.",
         "% of read: the bytes that must move at least once, against a large read's rate.",
-        "",
     ]
+    names = columns(record)
+    if OVER_BEST in names:
+        lines += [
+            f"{OVER_BEST}: the fastest of torch's default and of its other implementations",
+            "(SDPA's by name, FlexAttention compiled), named where it is not the default.",
+        ]
+    lines.append("")
     if pictures:
         lines += [f"![Speed-up of every case]({record['suite']}.png)", ""]
     lines += machine_table(record)
@@ -218,10 +271,10 @@ def markdown(record: Record, pictures: bool = False) -> str:
             mean = record["summary"].get("groups", {}).get(group)
             lines += ["", f"## {group}" + (f": {mean:.2f}×" if mean else ""), ""]
             lines += [
-                "| " + " | ".join(COLUMNS) + " |",
-                "|---" + "|---:" * (len(COLUMNS) - 1) + "|",
+                "| " + " | ".join(names) + " |",
+                "|---" + "|---:" * (len(names) - 1) + "|",
             ]
-        lines.append("| " + " | ".join(row(entry)) + " |")
+        lines.append("| " + " | ".join(row(entry, names)) + " |")
         if "sample" in entry:
             spoken = ", ".join(f"{word} → {sounds}" for word, sounds in entry["sample"].items())
             lines += ["", f"{entry['words']} words, among them: {spoken}."]

@@ -31,6 +31,7 @@ class Case(Protocol):
 
     group: str
     dtype: torch.dtype
+    telling: bool  # of the few that say most, which come first on a card
 
     @property
     def name(self) -> str: ...
@@ -38,7 +39,7 @@ class Case(Protocol):
     def baseline(self) -> str: ...
     @property
     def peers(self) -> Sequence[str]:
-        """Other implementations, which only ``bench_*.py`` times."""
+        """Other implementations, timed by ``bench_*.py``, and on a card by every run."""
         ...
 
 
@@ -58,9 +59,10 @@ class Workload:
 
 def floor_seconds(work: Workload, dtype: torch.dtype, device: torch.device) -> float:
     """Time of the same operations as matrix products: nothing that depends on them is faster."""
-    if work.gemms:
+    # On a card measuring each shape would take tenths of a second: one large product has to do.
+    if work.gemms and device.type != "cuda":
         return sum(harness.gemm_seconds(*gemm, dtype, device) for gemm in work.gemms)
-    size = 1024 if device.type == "cpu" else 8192
+    size = harness.large_product(device)
     return work.flops * harness.gemm_seconds(size, size, size, dtype, device) / (2 * size**3)
 
 
@@ -97,6 +99,12 @@ def summarize(entries: list[Entry]) -> dict[str, Any]:
         ratios = [m["fastseq"] / next(v for k, v in m.items() if k != "fastseq") for m in memory]
         if ratios:
             summary["memory_geometric_mean"] = statistics.geometric_mean(ratios)
+        over_best = [e["speedup_over_best"] for e in good if "speedup_over_best" in e]
+        if over_best:
+            summary["over_best"] = {
+                "cases": len(over_best),
+                "geometric_mean": statistics.geometric_mean(over_best),
+            }
     return summary
 
 
@@ -106,14 +114,42 @@ def succeeded(record: dict[str, Any]) -> bool:
 
 
 def select(cases: Sequence[Any], quick: bool, only: str) -> list[Any]:
-    """The cases whose group or name contains ``only``, a group's side by side."""
-    chosen = [
+    """The cases whose group or name contains ``only``."""
+    return [
         case
         for case in cases
         if (case.quick or not quick) and only.lower() in f"{case.group} {case.name}".lower()
     ]
-    groups = list(dict.fromkeys(case.group for case in chosen))
-    return sorted(chosen, key=lambda case: groups.index(case.group))
+
+
+def outcome(case: Case, status: str = "", reason: str = "") -> Entry:
+    """What an entry says of a case before it is measured, or where that cannot be."""
+    entry: Entry = {
+        "group": case.group,
+        "case": case.name,
+        "baseline": case.baseline,
+        "dtype": str(case.dtype).removeprefix("torch."),
+        "telling": case.telling,
+    }
+    return entry | ({"status": status, "reason": reason} if status else {})
+
+
+def try_peers(
+    peers: dict[str, Callable[[], object]], device: torch.device
+) -> tuple[dict[str, Callable[[], object]], dict[str, Entry]]:
+    """Those that run, each called once; and of the others why not."""
+    running, failed = {}, {}
+    for name, function in peers.items():
+        try:
+            function()
+            harness.finish(device)
+        except Exception as error:
+            if not harness.answers(device):
+                raise RuntimeError(f"{name} lost the device") from error
+            failed[name] = {"reason": f"{type(error).__name__}: {error}"}
+        else:
+            running[name] = function
+    return running, failed
 
 
 @dataclass(frozen=True)
@@ -127,51 +163,68 @@ class Suite:
 
     def measure(self, case: Case, device: torch.device, budget: Budget) -> Entry:
         """One case. A case that fails parity gets no speed; one that raises is reported and the
-        suite goes on.
+        suite goes on, in another process where the entry is ``fatal``.
         """
-        entry: Entry = {
-            "group": case.group,
-            "case": case.name,
-            "baseline": case.baseline,
-            "dtype": str(case.dtype).removeprefix("torch."),
-        }
+        entry = outcome(case)
         try:
-            work = self.build(case, device)
-            entry |= work.facts
-            parity = harness.parity(*work.results())
-            entry["parity"] = parity.as_dict()
-            if not parity.passed:
-                return entry | {"status": "failed parity"}
-            # Handed on to torch it would be torch against itself: shown, but no merit of ours.
-            called = harness.operators(work.timed["fastseq"])
-            entry["served_by"] = (
-                "fastseq" if any(n.startswith("fastseq::") for n in called) else "torch"
-            )
-            timings = harness.calm(work.timed, device, budget)
-            ours, theirs = (timings[name] for name in list(work.timed)[:2])
-            floor = floor_seconds(work, case.dtype, device)
-            seconds = ours.median / 1e3
-            gb_s = work.bytes / seconds / 1e9
-            return entry | {
-                "status": "ok",
-                "milliseconds": {name: timing.as_dict() for name, timing in timings.items()},
-                "speedup": theirs.median / ours.median,
-                "noisy": max(ours.spread, theirs.spread) >= harness.NOISY,
-                "gflops": work.flops / seconds / 1e9,
-                "gb_s": gb_s,
-                "read_percent": 100 * gb_s / harness.bandwidth(device),
-                "floor_ms": floor * 1e3,
-                "floor_percent": 100 * floor / seconds,
-                "peak_bytes": {
-                    name: harness.peak_memory(function, device)
-                    for name, function in work.timed.items()
-                },
-            }
+            self._measure(entry, case, device, budget)
         except Skipped as reason:
-            return entry | {"status": "skipped", "reason": str(reason)}
+            entry |= {"status": "skipped", "reason": str(reason)}
         except Exception as error:  # a broken case must not hide the others
             traceback.print_exc()
-            return entry | {"status": "error", "reason": f"{type(error).__name__}: {error}"}
+            entry |= {
+                "status": "error",
+                "reason": f"{type(error).__name__}: {error}",
+                "trace": traceback.format_exc()[-3000:],
+            }
+        # Only now is all that the case held free, and what failed on the card known.
+        if not harness.answers(device):
+            entry["fatal"] = True
+        return entry
+
+    def _measure(self, entry: Entry, case: Case, device: torch.device, budget: Budget) -> None:
+        """Fills the entry as far as it comes."""
+        work = self.build(case, device)
+        entry |= work.facts
+        parity = harness.parity(*work.results())
+        entry["parity"] = parity.as_dict()
+        if not parity.passed:
+            entry["status"] = "failed parity"
+            return
+        # Handed on to torch it would be torch against itself: shown, but no merit of ours.
+        called = harness.operators(work.timed["fastseq"])
+        served = any(name.startswith("fastseq::") for name in called)
+        entry["served_by"] = "fastseq" if served else "torch"
+        # On a CPU nothing is left to choose; on a card torch's own choice may not be its best.
+        peers, failed = try_peers(work.peers if device.type == "cuda" else {}, device)
+        timings = harness.calm(work.timed | peers, device, budget)
+        ours, theirs = (timings[name] for name in list(work.timed)[:2])
+        seconds = ours.median / 1e3
+        gb_s = work.bytes / seconds / 1e9
+        entry |= {
+            "milliseconds": {name: timings[name].as_dict() for name in work.timed},
+            "speedup": theirs.median / ours.median,
+            "noisy": max(ours.spread, theirs.spread) >= harness.NOISY,
+            "gflops": work.flops / seconds / 1e9,
+            "gb_s": gb_s,
+        }
+        if peers or failed:
+            best = min((case.baseline, *peers), key=lambda name: timings[name].median)
+            entry |= {
+                "peers": {name: timings[name].as_dict() for name in peers} | failed,
+                "best_peer": best,
+                "speedup_over_best": timings[best].median / ours.median,
+            }
+        floor = floor_seconds(work, case.dtype, device)
+        entry |= {
+            "read_percent": 100 * gb_s / harness.bandwidth(device),
+            "floor_ms": floor * 1e3,
+            "floor_percent": 100 * floor / seconds,
+            "peak_bytes": {
+                name: harness.peak_memory(function, device) for name, function in work.timed.items()
+            },
+            "status": "ok",
+        }
 
     def run(
         self,
@@ -189,34 +242,41 @@ class Suite:
             raise ValueError(f"no case of the suite {self.name} matches {only!r}")
         budget = budget or (Budget(seconds=0.3, least=5) if quick else Budget(seconds=1.2))
         begin = time.perf_counter()
-        record: dict[str, Any] = {
-            "suite": self.name,
-            "title": self.title,
-            "quick": quick,
-            "budget": vars(budget),
-            "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
-            "machine": harness.machine(device),
-        }
+        machine = harness.machine(device) | harness.ceilings(device)
         entries: list[Entry] = []
         with report.progress(self.title, len(chosen)) as advance:
             for case in chosen:
                 if time.perf_counter() - begin > limit_seconds:
-                    entries.append(
-                        {
-                            "group": case.group,
-                            "case": case.name,
-                            "baseline": case.baseline,
-                            "status": "skipped",
-                            "reason": f"the time limit of {limit_seconds:.0f} s was reached",
-                        }
-                    )
+                    reason = f"the time limit of {limit_seconds:.0f} s was reached"
+                    entries.append(outcome(case, "skipped", reason))
                     continue
                 entries.append(self.measure(case, device, budget))
                 advance(report.line(entries[-1]))
-        record |= {
-            "seconds": round(time.perf_counter() - begin, 1),
-            "summary": summarize(entries),
-            "results": entries,
-        }
+        seconds = time.perf_counter() - begin
+        record = record_of(self, entries, machine, budget, seconds, quick)
         report.write(record, out)
         return record
+
+
+def record_of(
+    suite: Suite,
+    entries: Sequence[Entry],
+    machine: dict[str, Any],
+    budget: Budget,
+    seconds: float,
+    quick: bool = False,
+) -> dict[str, Any]:
+    """What is written of a run, finished or not: its entries, a group's side by side."""
+    groups = list(dict.fromkeys(entry["group"] for entry in entries))
+    results = sorted(entries, key=lambda entry: groups.index(entry["group"]))
+    return {
+        "suite": suite.name,
+        "title": suite.title,
+        "quick": quick,
+        "budget": vars(budget),
+        "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+        "machine": machine,
+        "seconds": round(seconds, 1),
+        "summary": summarize(results),
+        "results": results,
+    }

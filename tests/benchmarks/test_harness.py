@@ -47,16 +47,17 @@ def test_slower_function_shows_as_slower():
 
 
 @pytest.mark.parametrize(
-    ("spreads", "chosen"), [([1.1], 1.1), ([2.0, 1.2], 1.2), ([2.0, 1.4, 3.0], 1.4)]
+    ("attempts", "spreads", "chosen"),
+    [(3, [1.1], 1.1), (3, [2.0, 1.2], 1.2), (3, [2.0, 1.4, 3.0], 1.4), (1, [2.0], 2.0)],
 )
-def test_disturbed_timings_are_taken_again(monkeypatch, spreads, chosen):
+def test_disturbed_timings_are_taken_again(monkeypatch, attempts, spreads, chosen):
     waiting = iter(spreads)
 
     def interleave(functions, device, budget):
         return {"a": harness.Timing(1.0, 1.0, next(waiting), 5, 5)}
 
     monkeypatch.setattr(harness, "interleave", interleave)
-    timings = harness.calm({"a": lambda: None}, CPU, Budget())
+    timings = harness.calm({"a": lambda: None}, CPU, Budget(attempts=attempts))
     assert timings["a"].spread == chosen
     assert next(waiting, None) is None
 
@@ -91,6 +92,8 @@ def test_parity_limit_is_twice_theirs_and_a_few_ulp():
     assert not verdict.passed
     assert verdict.result == "y"
     assert not harness.parity({}, theirs, exact).passed
+    broken = {"y": torch.full((8,), math.nan)}
+    assert not harness.parity(broken, broken, exact).passed  # though theirs is no better
 
 
 def test_gemm_and_bandwidth_are_of_this_world():
@@ -103,4 +106,10 @@ def test_machine_facts_say_what_figures_depend_on():
     facts = harness.machine(CPU)
     assert facts["torch"] == torch.__version__
     assert facts["threads"] == torch.get_num_threads()
-    assert facts["gemm_gflops_float32"] > 0
+    ceilings = harness.ceilings(CPU)
+    assert ceilings["gemm_gflops_float32"] > 0 and ceilings["read_gb_s"] > 0
+
+
+def test_operators_are_those_of_the_call():
+    a = torch.randn(4, 4)
+    assert {"aten::mm", "aten::relu"} <= harness.operators(lambda: torch.relu(a @ a))

@@ -143,6 +143,8 @@ def test_suites_are_sound():
     for cases in (list(cpu_suite()), list(cuda_suite())):
         names = [(c.group, c.name) for c in cases]
         assert len(set(names)) == len(names)
+    telling = [case.telling for case in cuda_suite()]
+    assert telling[:20] == [True] * 20 and not any(telling[20:])
     cases = SUITE.cases(CPU)
     assert 5 <= len(select(cases, True, "")) < len(cases) / 3
     assert {c.mode for c in select(cases, False, "gru TRAIN")} == {"GRU"}
