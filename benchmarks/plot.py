@@ -24,10 +24,13 @@ PAGE = 41  # lines a column
 
 def _title(record: dict) -> tuple[str, str]:
     machine = record["machine"]
-    where = machine.get("card") or f"{machine['processor']}, {machine['threads']} threads"
+    where = machine.get("card") or "{processor}, {threads} threads".format_map(
+        {"processor": "a processor", "threads": "?", **machine}
+    )
     mean = record["summary"].get("geometric_mean")
-    version = str(machine["torch"]).split("+")[0]
-    title = f"{record['title']}: fastseq {machine['fastseq']} against torch {version}"
+    # A run that could not ask the machine still has its figures.
+    ours, torch = (str(machine.get(name, "")).split("+")[0] for name in ("fastseq", "torch"))
+    title = f"{record['title']}: fastseq {ours} against torch {torch}"
     return title, f"{where}" + (f"  ·  geometric mean {mean:.2f}×" if mean else "")
 
 

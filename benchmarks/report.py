@@ -254,8 +254,7 @@ def markdown(record: Record, pictures: bool = False) -> str:
         "same operations take as whole-sequence matrix products through torch, as a share of ours.",
         "% of read: the bytes that must move at least once, against a large read's rate.",
     ]
-    names = columns(record)
-    if OVER_BEST in names:
+    if OVER_BEST in columns(record):
         lines += [
             f"{OVER_BEST}: the fastest of torch's default and of its other implementations",
             "(SDPA's by name, FlexAttention compiled), named where it is not the default.",
@@ -264,6 +263,12 @@ def markdown(record: Record, pictures: bool = False) -> str:
     if pictures:
         lines += [f"![Speed-up of every case]({record['suite']}.png)", ""]
     lines += machine_table(record)
+    return "\n".join(lines + tables(record)) + "\n"
+
+
+def tables(record: Record) -> list[str]:
+    """A table a group."""
+    lines, names = list[str](), columns(record)
     group = None
     for entry in record["results"]:
         if entry["group"] != group:
@@ -278,7 +283,7 @@ def markdown(record: Record, pictures: bool = False) -> str:
         if "sample" in entry:
             spoken = ", ".join(f"{word} → {sounds}" for word, sounds in entry["sample"].items())
             lines += ["", f"{entry['words']} words, among them: {spoken}."]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def machine_table(record: Record) -> list[str]:

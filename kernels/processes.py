@@ -6,7 +6,6 @@ No torch, no Triton: whoever only watches needs neither a card nor its memory.
 """
 
 import contextlib
-import ctypes
 import json
 import os
 import queue
@@ -50,18 +49,27 @@ def failure(error: BaseException) -> Answer:
 
 def serve(perform: Callable[[Any], Answer]) -> None:
     """The worker's side: answers jobs until there are no more, or the process is of no more use."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: ends with who started it
+    jobs: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(jobs,), daemon=True).start()
     with os.fdopen(int(os.environ.pop(_ANSWERS)), "w") as answers:
         print("{}", file=answers, flush=True)  # started
-        for line in sys.stdin:
+        while True:
             try:
-                answer = perform(json.loads(line))
+                answer = perform(json.loads(jobs.get()))
             except Exception as error:
                 answer = failure(error)
             print(json.dumps(answer, default=str), file=answers, flush=True)
             if answer.get("fatal"):
                 return
+
+
+def _receive(jobs: "queue.SimpleQueue[str]") -> None:
+    """Reads jobs; where whoever gave them has ended, so does the worker, whatever it is doing."""
+    for line in sys.stdin:
+        jobs.put(line)
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(0)
 
 
 class Worker:

@@ -52,8 +52,9 @@ def unpack(file: Path, folder: Path) -> str:
     with tarfile.open(file, "r:xz") as tar:
         tar.extractall(folder, filter="data")
     for group in folder.glob("*/__grp__*.json"):
-        # A group names its files by where they lay when they were made.
-        paths = json.loads(group.read_text())["child_paths"]
-        there = {name: str(group.parent / name) for name in paths}
+        # A group names its files by where they lay when they were made, those too that were left.
+        names = json.loads(group.read_text())["child_paths"]
+        paths = {name: group.parent / name for name in names}
+        there = {name: str(path) for name, path in paths.items() if path.exists()}
         group.write_text(json.dumps({"child_paths": there}))
     return json.loads((folder / ABOUT).read_text())["key"]

@@ -40,15 +40,22 @@ def write(
         record = record_of(suite, entries, machine, BUDGET, _seconds(results, name))
         record |= {"rehearsal": True} if _on_paper(machine) else {}
         report.write_json(record, out)
-        drawn = out / f"{name}-overview.png"
-        if pictures:
-            report.overview(record, out)
         lines += ["", f"# {suite.title}", ""]
-        lines += [f"![Speed-up over torch, a bar a group]({drawn.name})", ""] * drawn.exists()
+        if pictures and _drawn(record, out):
+            lines += [f"![Speed-up over torch, a bar a group]({name}-overview.png)", ""]
         lines += report.tables(record)
     lines += ["", "# The card", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in _facts(results).items()]
     report.replace(out / "REPORT.md", "\n".join(lines) + "\n")
+
+
+def _drawn(record: dict[str, Any], out: Path) -> bool:
+    """A picture is no reason to be without a report."""
+    try:
+        return report.overview(record, out)
+    except Exception as error:
+        print(f"no picture of {record['title']}: {type(error).__name__}: {error}", flush=True)
+        return False
 
 
 def _of(results: Iterable[Result], *stages: str) -> list[Result]:
