@@ -1,12 +1,15 @@
 """The models suite, as data: what ``fastseq bench models`` and ``bench_models.py`` run."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
 from .harness import fast_on_cpu
+
+Model = Literal["Transformer", "GPT", "BERT"]
+Baseline = Literal["transformers", "CTranslate2", "torch"]
 
 # Width, heads, feed-forward, layers (of an encoder, of a decoder), vocabulary.
 SIZES = {
@@ -19,16 +22,17 @@ SIZES = {
 class Case:
     """One comparison.
 
-    ``decode``: a translation model of random weights that never ends by itself, 24 source and
-    ``steps`` target tokens. ``train``: loss and gradients of a batch of real sentences' lengths, as
-    they come, or ``bucketed``: of about one length, so that others compute little padding either.
-    ``weights`` are those that decode; ``dtype`` is that of autocast.
+    ``decode``: a model of random weights that never ends by itself, 24 tokens given, ``steps`` made
+    in translation or in going on. ``train``: loss and gradients of a batch of real sentences'
+    lengths, as they come, or ``bucketed``: of about one length, so that others compute little
+    padding either. ``weights`` are those that decode; ``dtype`` is that of autocast, and on a card
+    of the model that decodes.
     """
 
     group: str
     kind: Literal["decode", "train"]
-    model: Literal["Transformer", "GPT", "BERT"]
-    baseline: Literal["transformers", "CTranslate2", "torch"]
+    model: Model
+    baseline: Baseline
     batch: int
     beam: int = 1
     size: str = "small"
@@ -45,7 +49,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        narrow = [x for x in (self.dtype, self.weights) if x != torch.float32]
+        narrow = [x for x in dict.fromkeys((self.dtype, self.weights)) if x != torch.float32]
         search = f"beam {self.beam}" if self.beam > 1 else "greedy"
         parts = [
             f"{self.model} {self.size}",
@@ -59,7 +63,60 @@ class Case:
 
 def cases(device: torch.device) -> list[Case]:
     """The cases for a device."""
-    return [*(_decoding() if device.type == "cpu" else ()), *_training(device)]
+    if device.type == "cpu":
+        return [*_decoding(), *_training(device)]
+    # Those that tell most come first, for a run may be stopped at any time.
+    telling = [replace(case, telling=True) for case in _telling()]
+    known = {case.name for case in telling}
+    more = [*_generation(), *_training(device)]
+    return telling + [case for case in more if case.name not in known]
+
+
+def _telling() -> Iterator[Case]:
+    brain, single = torch.bfloat16, torch.float32
+    # One sequence is launches and little else; 32 are what a server batches.
+    yield _generated("GPT", 1, brain)
+    yield _trained("Transformer", "torch", brain, bucketed=True)
+    yield _generated("Transformer", 32, brain)
+    yield _trained("GPT", "transformers", brain)
+    # Large enough to be products; of about one length, so that it is not padding that is saved.
+    yield _trained("Transformer", "torch", brain, batch=128, size="base", bucketed=True)
+    yield _generated("Transformer", 1, single)
+    yield _trained("BERT", "torch", brain)
+    yield _generated("GPT", 32, single)
+
+
+def _generated(
+    model: Model, batch: int, dtype: torch.dtype, beam: int = 1, size: str = "small"
+) -> Case:
+    group = f"generation against transformers{_kind(dtype)}"
+    return Case(
+        group, "decode", model, "transformers", batch, beam, size, dtype=dtype, weights=dtype
+    )
+
+
+def _generation() -> Iterator[Case]:
+    models: tuple[Model, ...] = ("Transformer", "GPT")
+    for dtype in (torch.bfloat16, torch.float32):
+        for model in models:
+            for batch in (1, 32):
+                yield _generated(model, batch, dtype)
+    yield _generated("Transformer", 8, torch.bfloat16, beam=4)
+    yield _generated("GPT", 32, torch.bfloat16, size="base")
+
+
+def _trained(
+    model: Model, baseline: Baseline, dtype: torch.dtype, batch: int = 32, size: str = "small",
+    bucketed: bool = False, quick: bool = False,
+) -> Case:  # fmt: skip
+    return Case(
+        f"training against {baseline}{_kind(dtype)}", "train", model, baseline, batch, size=size,
+        dtype=dtype, bucketed=bucketed, quick=quick,
+    )  # fmt: skip
+
+
+def _kind(dtype: torch.dtype) -> str:
+    return "" if dtype == torch.float32 else f" {str(dtype).removeprefix('torch.')}"
 
 
 def _decoding() -> Iterator[Case]:
@@ -81,16 +138,11 @@ def _decoding() -> Iterator[Case]:
 def _training(device: torch.device) -> Iterator[Case]:
     brain = torch.bfloat16
     types = [torch.float32, *([brain] if device.type == "cuda" or fast_on_cpu(brain) else [])]
+    models: tuple[Model, ...] = ("Transformer", "GPT", "BERT")
+    baselines: tuple[Baseline, ...] = ("torch", "transformers")
     for dtype in types:
-        kind = "" if dtype == torch.float32 else " bfloat16"
-        for model in ("Transformer", "GPT", "BERT"):
-            for baseline in ("torch", "transformers"):
-                quick = model == "Transformer" and baseline == "torch" and not kind
-                yield Case(
-                    f"training against {baseline}{kind}", "train", model, baseline, 32,
-                    dtype=dtype, quick=quick,
-                )  # fmt: skip
-            yield Case(
-                f"training against torch{kind}", "train", model, "torch", 32, dtype=dtype,
-                bucketed=True,
-            )  # fmt: skip
+        for model in models:
+            for baseline in baselines:
+                quick = model == "Transformer" and baseline == "torch" and dtype == torch.float32
+                yield _trained(model, baseline, dtype, quick=quick)
+            yield _trained(model, "torch", dtype, bucketed=True)
