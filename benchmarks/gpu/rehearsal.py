@@ -43,7 +43,7 @@ def lost(results: list[Result], planned: dict[str, int]) -> list[str]:
     found = [
         f"{r['stage']} {r['job']}: {r.get('failure') or r.get('reason')}"
         for r in results
-        if "failure" in r or r.get("status") in ("error", "skipped")
+        if "failure" in r or r.get("status") == "error"
     ]
     done = Counter(r["stage"] for r in results)
     missing = {name: count - done[name] for name, count in planned.items()}

@@ -17,7 +17,7 @@ from ...kernels import check
 from ...kernels.processes import Answer
 from .. import attention, models, rnn
 from ..harness import Budget
-from ..suite import Suite
+from ..suite import Skipped, Suite
 
 SUITES: dict[str, Suite] = {s.name: s for s in (rnn.SUITE, attention.SUITE, models.SUITE)}
 PARITY = ("smoke", "parity", "sanitizer")  # stages that say right or wrong
@@ -104,8 +104,11 @@ def _compile(job: str) -> Answer:
     from .tuning import untimed
 
     name, case = job.split(" ", 1)
-    with untimed():
-        SUITES[name].build(_named(SUITES[name])[case], DEVICE).timed["fastseq"]()
+    try:
+        with untimed():
+            SUITES[name].build(_named(SUITES[name])[case], DEVICE).timed["fastseq"]()
+    except Skipped as reason:
+        return {"skipped": str(reason)}
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     return {"passed": True}

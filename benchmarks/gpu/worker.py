@@ -33,12 +33,23 @@ class Compilations:
         return found
 
 
+_kept: list[object] = []
+
+
+def _on_paper() -> None:
+    """Where the card does nothing: what must not be asked, and what must be answered."""
+    from .paper_card.integers import make_real
+
+    # cuDNN's answers are made of paper too, and torch would believe them.
+    torch.backends.cudnn.enabled = False
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    _kept.append(make_real())
+
+
 def performer() -> Callable[[list[str]], Answer]:
     """Does a job [stage, name]; its answer also says what was compiled for it."""
     if torch.cuda.is_available() and facts.on_paper():
-        # cuDNN's answers are made of paper too, and torch would believe them.
-        torch.backends.cudnn.enabled = False
-        torch.backends.cuda.enable_cudnn_sdp(False)
+        _on_paper()
     heard = Compilations()
     performers = {stage.name: stage.perform for stage in STAGES}
 

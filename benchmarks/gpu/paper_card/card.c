@@ -346,6 +346,11 @@ int cublasLtMatmulAlgoGetHeuristic(void *h, void *op, void *a, void *b, void *c,
 int cudnnCreate(void *out) { return handle(out); }
 size_t cudnnGetVersion(void) { return 91900; }
 size_t cudnnGetCudartVersion(void) { return 13000; }
+int cudnnGetProperty(int which, int *value) {
+    static const int parts[] = {9, 19, 0};
+    *value = parts[which % 3];
+    return 0;
+}
 int cusparseCreate(void *out) { return handle(out); }
 int cusolverDnCreate(void *out) { return handle(out); }
 

@@ -48,8 +48,13 @@ def wanted(libraries: Path) -> dict[str, set[tuple[str, str]]]:
 
 
 def build(libraries: Path, headers: list[Path], source: Path) -> None:
+    made = libraries / "paper_card.txt"  # an earlier card's libraries, which are made anew
+    if made.exists():
+        for name in made.read_text().split():
+            (libraries / name).unlink(missing_ok=True)
     needed = wanted(libraries)
     needed[DRIVER]  # by Triton, and by torch once it runs
+    made.write_text("\n".join(needed))
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
         acting = here / "card.o"

@@ -1,0 +1,1 @@
+"""A card that does nothing, for machines without one: see card.c."""
