@@ -48,6 +48,8 @@ def run_group(group: Group, interpreted: bool) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True, warn_only=True)
     programs: Any = nullcontext()
+    if interpreted:
+        importlib.import_module(".interpreter", __package__).convert_scalars()
     if interpreted and "persistent" in group:
         from .concurrent import concurrent_programs
 
