@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import rnn_persistent, rnn_rows, rnn_sequence, rnn_step
+from . import precision, rnn_persistent, rnn_rows, rnn_sequence, rnn_step
 from .device import Limits, limits_of, on
 from .launch import Launch, described
 from .rnn_dispatch import (
@@ -75,12 +75,6 @@ def _stack(tensors: list[Tensor]) -> Tensor | None:
     return tensors[0].contiguous()[None] if len(tensors) == 1 else torch.stack(tensors)
 
 
-def _precision(dtype: torch.dtype) -> str:
-    if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32:
-        return "tf32"
-    return "ieee"
-
-
 def _accumulate(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
@@ -102,11 +96,14 @@ def _common(
 ) -> tuple[Problem, dict[str, Any]]:  # fmt: skip
     _, directions, count, hidden = gates.shape
     batch, width = h0.shape[1:]
-    problem = Problem(mode, hidden, width, batch, directions, gates.element_size(), False)
+    rounding = precision.of_rnn(gates)
+    problem = Problem(
+        mode, hidden, width, batch, directions, gates.element_size(), False, rounding == "tf32"
+    )
     values: dict[str, Any] = {
         "offsets": steps.offsets, "lengths": steps.lengths, "PACKED": steps.sizes is not None,
         "T": steps.T, "B": batch, "D": directions, "H": hidden, "P": width, "G": count,
-        "MODE": mode, "seed": seed, "PRECISION": _precision(gates.dtype),
+        "MODE": mode, "seed": seed, "PRECISION": rounding,
         **_zoneout(zoneout, training),
     }  # fmt: skip
     return problem, values

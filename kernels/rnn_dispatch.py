@@ -11,7 +11,8 @@ from .device import Limits, power_of_two
 
 GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "GRU": 3, "LSTM": 4}
 KERNELS = ("step", "sequence", "persistent")
-# float32 products are unrolled multiply-adds: beyond this their code takes minutes to compile.
+# float32 products but for TF32's are unrolled multiply-adds: beyond this their code takes minutes
+# to compile.
 _PERSISTENT_MAX_HIDDEN_FP32 = 512
 _SLICES = (128, 64, 32, 16)  # of K, for each warp
 
@@ -25,6 +26,7 @@ class Problem:
     directions: int
     itemsize: int
     row_wide: bool  # layer norm or a projection: a step then needs whole rows
+    tf32: bool = False  # float32 products on tensor cores
 
     @property
     def gates(self) -> int:
@@ -100,7 +102,7 @@ def persistent_config(p: Problem, limits: Limits, backward: bool) -> Persistent 
     """Resident weights of BN units; None if they do not fit or the grid is not co-resident."""
     if p.row_wide or p.itemsize == 8:
         return None
-    if p.itemsize == 4 and p.hidden > _PERSISTENT_MAX_HIDDEN_FP32:
+    if p.itemsize == 4 and not p.tf32 and p.hidden > _PERSISTENT_MAX_HIDDEN_FP32:
         return None
     gates = p.gates if backward else p.padded_gates
     # As many units as give each thread one element, and a warp for each slice of K.
@@ -125,7 +127,7 @@ def persistent_config(p: Problem, limits: Limits, backward: bool) -> Persistent 
 
 def _aborts(p: Problem) -> bool:
     """Triton 3.9's LLVM aborts on the float32 LSTM (an assertion in its SLP vectorizer)."""
-    return p.mode == "LSTM" and p.itemsize == 4
+    return p.mode == "LSTM" and p.itemsize == 4 and not p.tf32
 
 
 def choose(p: Problem, limits: Limits, backward: bool) -> str:

@@ -26,8 +26,9 @@ def problem(
     itemsize: int = 2,
     width: int = 0,
     row_wide: bool = False,
+    tf32: bool = False,
 ) -> Problem:
-    return Problem(mode, hidden, width or hidden, batch, directions, itemsize, row_wide)
+    return Problem(mode, hidden, width or hidden, batch, directions, itemsize, row_wide, tf32)
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +52,9 @@ def no_override(monkeypatch: pytest.MonkeyPatch) -> None:
         (problem(64, itemsize=8), H100, "step"),
         (problem(64, itemsize=4), H100, "persistent"),
         (problem(64, "GRU", itemsize=4), H100, "sequence"),
+        (problem(64, itemsize=4, tf32=True), H100, "sequence"),
         (problem(1024, itemsize=4), H100, "step"),
+        (problem(1024, itemsize=4, tf32=True), H100, "persistent"),
     ],
 )
 def test_choice(case: Problem, limits: Limits, kernel: str, backward: bool) -> None:
