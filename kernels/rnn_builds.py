@@ -7,7 +7,7 @@ import torch
 
 from . import rnn
 from .device import Limits, assume
-from .rnn_dispatch import GATES, Problem, persistent_config, sequence_config
+from .rnn_dispatch import GATES, Problem, obstacle
 
 Build = tuple[str, bool, Callable[[], None]]  # label, part of the quick subset, what launches
 
@@ -74,6 +74,7 @@ def builds(limits: Limits) -> Iterator[Build]:
         (False, "step", "LSTM", double, 64, {"norm": True, "width": 32}),
         (False, "sequence", "LSTM", half, 64, {}),
         (True, "sequence", "LSTM", half, 128, {}),
+        (False, "sequence", "LSTM", single, 64, {}),
         (True, "sequence", "LSTM", single, 64, {"tf32": True}),
         (False, "sequence", "GRU", single, 64, {"extras": True}),
         (False, "sequence", "LSTM", half, 32, {"norm": True, "width": 16, "extras": True}),
@@ -102,9 +103,7 @@ def builds(limits: Limits) -> Iterator[Build]:
             dtype.itemsize, wide, tf32,
         )  # fmt: skip
         for backward in (False, True):
-            if kernel == "sequence" and sequence_config(problem, limits) is None:
-                continue
-            if kernel == "persistent" and persistent_config(problem, limits, backward) is None:
+            if obstacle(kernel, problem, limits, backward):
                 continue
             names = [
                 mode,

@@ -7,6 +7,7 @@ import itertools
 import os
 from dataclasses import dataclass
 
+from . import triton_version
 from .device import Limits, power_of_two
 
 GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "GRU": 3, "LSTM": 4}
@@ -126,8 +127,24 @@ def persistent_config(p: Problem, limits: Limits, backward: bool) -> Persistent 
 
 
 def _aborts(p: Problem) -> bool:
-    """Triton 3.9's LLVM aborts on the float32 LSTM (an assertion in its SLP vectorizer)."""
-    return p.mode == "LSTM" and p.itemsize == 4 and not p.tf32
+    """Whether the compiler, of Triton 3.9, dies of the sequence kernel, and the process with it.
+
+    An assertion in its LLVM's SLP vectorizer. Triton 3.6 to 3.8 compile the same; the interpreter
+    compiles nothing.
+    """
+    unrolled = p.mode == "LSTM" and p.itemsize == 4 and not p.tf32
+    return unrolled and triton_version() >= (3, 9) and os.environ.get("TRITON_INTERPRET") != "1"
+
+
+def obstacle(kernel: str, p: Problem, limits: Limits, backward: bool) -> str | None:
+    """Why the kernel cannot serve; None if it can."""
+    if kernel == "sequence":
+        if sequence_config(p, limits) is None:
+            return f"not these sizes and features within {limits}"
+        return "this Triton's compiler aborts on it" if _aborts(p) else None
+    if kernel == "persistent" and persistent_config(p, limits, backward) is None:
+        return f"not these sizes and features within {limits}"
+    return None
 
 
 def choose(p: Problem, limits: Limits, backward: bool) -> str:
@@ -135,15 +152,9 @@ def choose(p: Problem, limits: Limits, backward: bool) -> str:
     wanted = os.environ.get("FASTSEQ_RNN_KERNEL", "")
     if wanted and wanted not in KERNELS:
         raise ValueError(f"FASTSEQ_RNN_KERNEL must be one of {', '.join(KERNELS)}; got {wanted!r}")
-    serves = {
-        "sequence": sequence_config(p, limits) is not None and (bool(wanted) or not _aborts(p)),
-        "persistent": persistent_config(p, limits, backward) is not None,
-        "step": True,
-    }
-    if wanted:
-        if not serves[wanted]:
-            raise RuntimeError(
-                f"FASTSEQ_RNN_KERNEL={wanted}, which cannot serve {p} within {limits}"
-            )
-        return wanted
-    return next(name for name, served in serves.items() if served)
+    if not wanted:
+        preferred = ("sequence", "persistent", "step")
+        return next(name for name in preferred if obstacle(name, p, limits, backward) is None)
+    if why := obstacle(wanted, p, limits, backward):
+        raise RuntimeError(f"FASTSEQ_RNN_KERNEL={wanted}, which cannot serve {p}: {why}")
+    return wanted
