@@ -5,6 +5,7 @@ Knows sizes and device limits only; no tensor, no Triton.
 
 import itertools
 import os
+import warnings
 from dataclasses import dataclass
 
 from . import triton_version
@@ -136,14 +137,20 @@ def _aborts(p: Problem) -> bool:
     return unrolled and triton_version() >= (3, 9) and os.environ.get("TRITON_INTERPRET") != "1"
 
 
+# Why a device would not launch the persistent kernel.
+_refused: dict[tuple[Problem, Limits, bool], str] = {}
+
+
 def obstacle(kernel: str, p: Problem, limits: Limits, backward: bool) -> str | None:
     """Why the kernel cannot serve; None if it can."""
     if kernel == "sequence":
         if sequence_config(p, limits) is None:
             return f"not these sizes and features within {limits}"
         return "this Triton's compiler aborts on it" if _aborts(p) else None
-    if kernel == "persistent" and persistent_config(p, limits, backward) is None:
-        return f"not these sizes and features within {limits}"
+    if kernel == "persistent":
+        if persistent_config(p, limits, backward) is None:
+            return f"not these sizes and features within {limits}"
+        return _refused.get((p, limits, backward))
     return None
 
 
@@ -158,3 +165,14 @@ def choose(p: Problem, limits: Limits, backward: bool) -> str:
     if why := obstacle(wanted, p, limits, backward):
         raise RuntimeError(f"FASTSEQ_RNN_KERNEL={wanted}, which cannot serve {p}: {why}")
     return wanted
+
+
+def refuse(p: Problem, limits: Limits, backward: bool, why: str) -> None:
+    """Has ``choose`` leave out the persistent kernel, which the device would not launch.
+
+    Raises:
+        RuntimeError: if FASTSEQ_RNN_KERNEL asks for it.
+    """
+    _refused[p, limits, backward] = why
+    choose(p, limits, backward)
+    warnings.warn(f"a slower kernel runs this recurrent layer: {why}", RuntimeWarning, stacklevel=2)

@@ -12,6 +12,7 @@ from fastseq.kernels.rnn_dispatch import (
     Problem,
     choose,
     persistent_config,
+    refuse,
     sequence_config,
     step_config,
 )
@@ -131,6 +132,21 @@ def test_compiler_that_aborts_is_not_asked(
             choose(aborting, H100, backward)
         monkeypatch.setenv("TRITON_INTERPRET", "1")
         assert choose(aborting, H100, backward) == "sequence"
+
+
+def test_refused_kernel_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rnn_dispatch, "_refused", {})
+    case = problem(512)
+    with pytest.warns(RuntimeWarning, match="too many blocks"):
+        refuse(case, H100, False, "too many blocks")
+    assert choose(case, H100, backward=False) == "step"
+    assert choose(case, H100, backward=True) == "persistent"
+    assert choose(case, A100, backward=False) == "persistent"
+    assert choose(problem(512, batch=8), H100, backward=False) == "persistent"
+    monkeypatch.setenv("FASTSEQ_RNN_KERNEL", "persistent")
+    for ask in (lambda: choose(case, H100, False), lambda: refuse(case, H100, True, "too many")):
+        with pytest.raises(RuntimeError, match=r"cannot serve.*too many"):
+            ask()
 
 
 @pytest.mark.parametrize(
