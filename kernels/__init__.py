@@ -53,6 +53,13 @@ def rnn_scan_backward(
     return rnn_scan_backward(*args, **kwargs)
 
 
+def dropout_mask(*args: Any) -> Tensor:
+    """``fastseq::dropout_mask`` on CUDA; Triton is imported on the first call."""
+    from .dropout import dropout_mask
+
+    return dropout_mask(*args)
+
+
 def attention_forward(*args: Any) -> tuple[Tensor, Tensor]:
     """``fastseq::attention_forward`` on CUDA; Triton is imported on the first call."""
     from .attention import attention_forward
