@@ -15,6 +15,7 @@ OPERATORS = (
     "rnn_scan_backward",
     "rnn_cell",
     "rnn_cell_backward",
+    "dropout_mask",
     "attention_forward",
     "attention_backward",
     "attention_weights",

@@ -1,6 +1,7 @@
 """Triton kernels and their launchers. Importing this needs neither Triton nor a GPU."""
 
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
@@ -10,20 +11,24 @@ _MINIMUM = (3, 6)
 
 
 @lru_cache
+def triton_version() -> tuple[int, ...]:
+    """Major and minor of the installed Triton, whatever its package's name; empty if unknown."""
+    for package in ("triton", "pytorch-triton", "triton-rocm", "pytorch-triton-rocm"):
+        try:
+            return tuple(int(part) for part in version(package).split(".")[:2])
+        except PackageNotFoundError:
+            continue
+    return ()
+
+
+@lru_cache
 def reason() -> str | None:
     """Why the Triton kernels cannot be used at all; None if they can."""
     if find_spec("triton") is None:
         return "Triton is not installed"
-    from importlib.metadata import PackageNotFoundError, version
-
-    for package in ("triton", "pytorch-triton", "triton-rocm", "pytorch-triton-rocm"):
-        try:
-            installed = version(package)
-        except PackageNotFoundError:
-            continue
-        if tuple(int(part) for part in installed.split(".")[:2]) < _MINIMUM:
-            return f"Triton {installed} is older than {'.'.join(map(str, _MINIMUM))}"
-        return None
+    found = triton_version()
+    if found and found < _MINIMUM:
+        return f"Triton {'.'.join(map(str, found))} is older than {'.'.join(map(str, _MINIMUM))}"
     return None
 
 
@@ -46,6 +51,13 @@ def rnn_scan_backward(
     from .rnn import rnn_scan_backward
 
     return rnn_scan_backward(*args, **kwargs)
+
+
+def dropout_mask(*args: Any) -> Tensor:
+    """``fastseq::dropout_mask`` on CUDA; Triton is imported on the first call."""
+    from .dropout import dropout_mask
+
+    return dropout_mask(*args)
 
 
 def attention_forward(*args: Any) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ from typing import Any
 from .device import Limits
 
 # Modules with a function builds(limits) that yields (label, in the quick subset, what launches).
-REGISTRY = ("rnn_builds", "attention_builds", "additive_builds")
+REGISTRY = ("rnn_builds", "attention_builds", "additive_builds", "dropout_builds")
 # Bytes a thread may spill: float32 products, unrolled multiply-adds, use up the registers.
 SPILL_BOUND = 256
 
@@ -109,7 +109,9 @@ def _resources(compiled: Any, backend: str) -> tuple[int, int, int]:
 
 
 def _dtype(launch: Any) -> str:
-    tensor = next(launch.values[name] for name in ("a", "gates", "q") if name in launch.values)
+    tensor = next(
+        launch.values[name] for name in ("a", "gates", "q", "mask") if name in launch.values
+    )
     return str(tensor.dtype).removeprefix("torch.")
 
 

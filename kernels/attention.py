@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..reference import attention as reference
-from . import flash_backward, flash_decode, flash_forward
+from . import flash_backward, flash_decode, flash_forward, precision
 from .attention_dispatch import (
     Heads,
     Tile,
@@ -64,15 +64,6 @@ def _strides(varlen: bool, **tensors: Tensor) -> dict[str, int]:
         for name, x in tensors.items()
         for letter, stride in zip("bhs", x.stride())
     }
-
-
-def _precision(x: Tensor) -> str:
-    """Of float32 products: three in TF32 lose next to nothing, and run on tensor cores."""
-    if x.dtype != torch.float32:
-        return "ieee"
-    if torch.backends.cuda.matmul.allow_tf32:
-        return "tf32"
-    return "tf32x3" if limits_of(x.device).warp == 32 else "ieee"
 
 
 def _index_type(*tensors: Tensor) -> Any:
@@ -150,7 +141,7 @@ def _common(
         "B": cu_seqlens_q.numel() - 1 if cu_seqlens_q is not None and varlen else q.shape[0],
         "H": q.shape[1], "GROUP": q.shape[1] // max(k.shape[1], 1),
         "D": q.shape[3], "DV": v.shape[3], "BOTTOM_RIGHT": bottom_right, "VARLEN": varlen,
-        "SOFTCAP": softcap > 0, "DROPOUT": dropout_p > 0, "PRECISION": _precision(q),
+        "SOFTCAP": softcap > 0, "DROPOUT": dropout_p > 0, "PRECISION": precision.of_attention(q),
         "INDEX": _index_type(q, k, v),
     }  # fmt: skip
 
@@ -351,7 +342,7 @@ def attention_decode(
         "sq": sq, **_window(window_left, window_right, sq, capacity), "scale": scale,
         "softcap": softcap, "SOFTCAP": softcap > 0, "splits": splits, "H": heads, "GROUP": group,
         "D": q.shape[3], "DV": v.shape[3], "PAGE": 0 if table is None else page,
-        "PRECISION": _precision(q), "BD": widths.width, "BDV": widths.value_width,
+        "PRECISION": precision.of_attention(q), "BD": widths.width, "BDV": widths.value_width,
     }  # fmt: skip
     with on(q.device):
         launch_fastest(

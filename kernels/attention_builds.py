@@ -15,10 +15,11 @@ Build = tuple[str, bool, Callable[[], None]]  # label, part of the quick subset,
 def _call(
     dtype: torch.dtype, dim: int, *, value_dim: int = 0, causal: bool = False, mask: str = "",
     dropout: float = 0.0, softcap: float = 0.0, alibi: bool = False, packed: bool = False,
-    backward: bool = True, weights: bool = False,
+    backward: bool = True, weights: bool = False, tf32: bool = False,
 ) -> None:  # fmt: skip
     """One call of the launchers, forward and, unless only that, backward; and the weights."""
     batch, heads, key_heads, length = 2, 8, 2, 1024
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "ieee"
 
     def new(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -71,6 +72,7 @@ def builds(limits: Limits) -> Iterator[Build]:
         (False, _call, brain, 192, {"value_dim": 128, "backward": False}),
         (True, _call, single, 64, {"mask": "added", "dropout": 0.1, "weights": True}),
         (False, _call, single, 128, {"causal": True}),
+        (False, _call, single, 128, {"causal": True, "tf32": True}),
         (False, _call, single, 256, {"causal": True}),
         (True, _decode, brain, 128, {}),
         (False, _decode, half, 64, {"page": 16, "softcap": 30.0}),

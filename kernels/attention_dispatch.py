@@ -72,10 +72,17 @@ def _shared(kernel: str, tile: Tile, heads: Heads) -> int:
 
 
 def tiles(kernel: str, heads: Heads, limits: Limits) -> tuple[Tile, ...]:
-    """Those that fit, the best guess first; FASTSEQ_ATTENTION_TILE=BM,BN asks for one."""
-    if wanted := os.environ.get("FASTSEQ_ATTENTION_TILE"):
+    """Those that fit, the best guess first; FASTSEQ_ATTENTION_TILE asks for one, by BM,BN or by its
+    place among them."""
+    wanted = os.environ.get("FASTSEQ_ATTENTION_TILE", "")
+    if "," in wanted:
         rows, columns = (int(size) for size in wanted.split(","))
         return (Tile(rows, columns, 4, 1, limits.tma and heads.aligned),)
+    known = _fitting(kernel, heads, limits)
+    return (known[int(wanted) % len(known)],) if wanted else known
+
+
+def _fitting(kernel: str, heads: Heads, limits: Limits) -> tuple[Tile, ...]:
     if kernel == "delta":
         return (Tile(32, 32, 4, 1),)
     if kernel in ("mask", "weights"):
@@ -101,7 +108,7 @@ def parts_of_mask(own: int, summed: int, limits: Limits) -> int:
 
 def decode_tile(rows: int, heads: Heads, limits: Limits) -> Tile:
     """For ``rows`` queries of all heads that share a key head."""
-    if os.environ.get("FASTSEQ_ATTENTION_TILE"):
+    if "," in os.environ.get("FASTSEQ_ATTENTION_TILE", ""):
         return tiles("forward", heads, limits)[0]
     width = max(heads.width, heads.value_width)
     if heads.itemsize == 4:

@@ -11,18 +11,23 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime.errors import OutOfResources
 
-from . import rnn_persistent, rnn_rows, rnn_sequence, rnn_step
+from . import precision, rnn_persistent, rnn_rows, rnn_sequence, rnn_step
 from .device import Limits, limits_of, on
 from .launch import Launch, described
 from .rnn_dispatch import (
     Problem,
     choose,
     persistent_config,
+    refuse,
     rows_config,
     sequence_config,
     step_config,
 )
+
+# How CUDA and HIP call a cooperative grid of which not all programs can be there at once.
+_TOO_LARGE = "too many blocks in cooperative launch"
 
 
 @dataclass
@@ -75,12 +80,6 @@ def _stack(tensors: list[Tensor]) -> Tensor | None:
     return tensors[0].contiguous()[None] if len(tensors) == 1 else torch.stack(tensors)
 
 
-def _precision(dtype: torch.dtype) -> str:
-    if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32:
-        return "tf32"
-    return "ieee"
-
-
 def _accumulate(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
@@ -102,11 +101,14 @@ def _common(
 ) -> tuple[Problem, dict[str, Any]]:  # fmt: skip
     _, directions, count, hidden = gates.shape
     batch, width = h0.shape[1:]
-    problem = Problem(mode, hidden, width, batch, directions, gates.element_size(), False)
+    rounding = precision.of_rnn(gates)
+    problem = Problem(
+        mode, hidden, width, batch, directions, gates.element_size(), False, rounding == "tf32"
+    )
     values: dict[str, Any] = {
         "offsets": steps.offsets, "lengths": steps.lengths, "PACKED": steps.sizes is not None,
         "T": steps.T, "B": batch, "D": directions, "H": hidden, "P": width, "G": count,
-        "MODE": mode, "seed": seed, "PRECISION": _precision(gates.dtype),
+        "MODE": mode, "seed": seed, "PRECISION": rounding,
         **_zoneout(zoneout, training),
     }  # fmt: skip
     return problem, values
@@ -179,16 +181,8 @@ def rnn_scan(
         c = gates.new_empty(1, dtype=acc) if c0 is None else _copy(c0, acc)
         fed = h0 if h_mask is None else h0 * h_mask
         values.update(h=h_n, c=c, fed=torch.stack([fed, fed]))
-        if kernel == "persistent":
-            _persistent_forward(problem, values, steps, limits)
-        elif problem.row_wide:
-            _rows_forward(problem, values, steps)
-        else:
-            config = step_config(problem)
-            launch = _launch(rnn_step.rnn_forward_step, values, config, 3)
-            columns = triton.cdiv(hidden, config.BN)
-            for s in range(steps.T):
-                launch((columns, triton.cdiv(steps.longest(s), config.BM), directions), s)
+        if kernel != "persistent" or not _persistent_forward(problem, values, steps, limits):
+            _steps_forward(problem, values, steps)
         return output, h_n, gates.new_empty(0) if c0 is None else c.to(gates.dtype), cells, hn
 
 
@@ -211,7 +205,8 @@ def _sequence(kernel: Any, problem: Problem, values: dict[str, Any], limits: Lim
 def _persistent(
     kernel: Any, problem: Problem, values: dict[str, Any], limits: Limits, steps: _Steps,
     backward: bool,
-) -> None:  # fmt: skip
+) -> bool:  # fmt: skip
+    """Whether the device took the launch; if not, nothing was written."""
     config = persistent_config(problem, limits, backward)
     assert config is not None
     columns, tiles = (
@@ -222,21 +217,40 @@ def _persistent(
     counters = values["grad_gx" if backward else "gates"].new_zeros(
         (steps.T + 1, problem.directions, tiles), dtype=torch.int32
     )
-    _launch(
+    launch = _launch(
         kernel, {**values, "counters": counters}, config, 1, launch_cooperative_grid=True
-    )((columns, programs, problem.directions))  # fmt: skip
+    )
+    try:
+        launch((columns, programs, problem.directions))
+    except (RuntimeError, OutOfResources) as failure:
+        # Under MPS, say, programs may have less of the device than its properties tell.
+        if not isinstance(failure, OutOfResources) and _TOO_LARGE not in str(failure):
+            raise
+        refuse(problem, limits, backward, str(failure))
+        return False
+    return True
 
 
 def _persistent_forward(
     problem: Problem, values: dict[str, Any], steps: _Steps, limits: Limits
-) -> None:
+) -> bool:
     directions, hidden, padded = problem.directions, problem.hidden, problem.padded_gates
     bias = values["c"].new_zeros(directions, hidden, padded)
     if values["b_hh"] is not None:
         bias[:, :, :3] = values["b_hh"].view(directions, 3, hidden).transpose(1, 2)
-    _persistent(
+    return _persistent(
         rnn_persistent.rnn_forward_persistent, problem, {**values, "bias": bias, "GP": padded},
         limits, steps, False,
+    )  # fmt: skip
+
+
+def _persistent_backward(
+    problem: Problem, values: dict[str, Any], steps: _Steps, limits: Limits
+) -> bool:
+    zeros = values["dh"].new_zeros(16)
+    return _persistent(
+        rnn_persistent.rnn_backward_persistent, problem, {**values, "zeros": zeros}, limits, steps,
+        True,
     )  # fmt: skip
 
 
@@ -267,6 +281,19 @@ def _tile_launch(kernel: Any, values: dict[str, Any], problem: Problem) -> tuple
     return launch, lambda rows: (
         triton.cdiv(problem.width, 128), triton.cdiv(rows, 4), problem.directions,
     )  # fmt: skip
+
+
+def _steps_forward(problem: Problem, values: dict[str, Any], steps: _Steps) -> None:
+    """A launch for each step; where a step needs whole rows, a few."""
+    if problem.row_wide:
+        _rows_forward(problem, values, steps)
+        return
+    config = step_config(problem)
+    launch = _launch(rnn_step.rnn_forward_step, values, config, 3)
+    columns = triton.cdiv(problem.hidden, config.BN)
+    for s in range(steps.T):
+        tiles = triton.cdiv(steps.longest(s), config.BM)
+        launch((columns, tiles, problem.directions), s)
 
 
 def _rows_forward(problem: Problem, values: dict[str, Any], steps: _Steps) -> None:
@@ -385,22 +412,22 @@ def rnn_scan_backward(
         if c0 is not None:
             dc = torch.zeros_like(c0, dtype=acc) if grad_c_n is None else _copy(grad_c_n, acc)
         values.update(dh=dh.contiguous(), dc=dc.contiguous())
-        if kernel == "persistent":
-            values["zeros"] = dh.new_zeros(16)
-            _persistent(
-                rnn_persistent.rnn_backward_persistent, problem, values, limits, steps, True
-            )
-        elif problem.row_wide:
-            _rows_backward(problem, values, steps)
-        else:
-            config = step_config(problem)
-            launch = _launch(rnn_step.rnn_backward_step, values, config, 3)
-            columns = triton.cdiv(hidden, config.BN)
-            for s in range(steps.T + 1):
-                tiles = triton.cdiv(steps.longest(max(s - 1, 0)), config.BM)
-                launch((columns, tiles, directions), s)
+        if kernel != "persistent" or not _persistent_backward(problem, values, steps, limits):
+            _steps_backward(problem, values, steps)
         grad_c0 = absent if c0 is None else values["dc"].to(dtype)
         return grad_gx, grad_u, grad_proj, grad_ln_cell, values["dh"].to(dtype), grad_c0
+
+
+def _steps_backward(problem: Problem, values: dict[str, Any], steps: _Steps) -> None:
+    if problem.row_wide:
+        _rows_backward(problem, values, steps)
+        return
+    config = step_config(problem)
+    launch = _launch(rnn_step.rnn_backward_step, values, config, 3)
+    columns = triton.cdiv(problem.hidden, config.BN)
+    for s in range(steps.T + 1):
+        tiles = triton.cdiv(steps.longest(max(s - 1, 0)), config.BM)
+        launch((columns, tiles, problem.directions), s)
 
 
 def _rows_backward(problem: Problem, values: dict[str, Any], steps: _Steps) -> None:

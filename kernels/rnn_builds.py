@@ -7,14 +7,15 @@ import torch
 
 from . import rnn
 from .device import Limits, assume
-from .rnn_dispatch import GATES, Problem, persistent_config, sequence_config
+from .rnn_dispatch import GATES, Problem, obstacle
 
 Build = tuple[str, bool, Callable[[], None]]  # label, part of the quick subset, what launches
 
 
 def _scan(
     kernel: str, mode: str, dtype: torch.dtype, hidden: int, *, batch: int = 16, width: int = 0,
-    norm: bool = False, extras: bool = False, directions: int = 1, backward: bool = False,
+    norm: bool = False, extras: bool = False, directions: int = 1, tf32: bool = False,
+    backward: bool = False,
 ) -> None:  # fmt: skip
     """One call of a launcher. ``extras``: packed rows, zoneout and recurrent dropout."""
     gates, steps, width = GATES[mode], 4, width or hidden
@@ -41,6 +42,7 @@ def _scan(
         "training": True,
     }
     os.environ["FASTSEQ_RNN_KERNEL"] = kernel
+    torch.backends.cudnn.rnn.fp32_precision = "tf32" if tf32 else "ieee"
     if not backward:
         b_hh = [new(gates * hidden) for _ in each] if mode == "GRU" else []
         rnn.rnn_scan(gx, b_hh=b_hh, save=True, **shared)
@@ -59,6 +61,7 @@ def builds(limits: Limits) -> Iterator[Build]:
     cases: list[tuple[bool, str, str, torch.dtype, int, dict]] = [
         (True, "step", "LSTM", half, 512, {"extras": True, "directions": 2}),
         (False, "step", "LSTM", single, 512, {}),
+        (False, "step", "LSTM", single, 512, {"tf32": True}),
         (False, "step", "LSTM", half, 512, {"batch": 64}),
         (False, "step", "LSTM", half, 512, {"batch": 1}),
         (False, "step", "GRU", half, 512, {"batch": 64}),
@@ -71,6 +74,8 @@ def builds(limits: Limits) -> Iterator[Build]:
         (False, "step", "LSTM", double, 64, {"norm": True, "width": 32}),
         (False, "sequence", "LSTM", half, 64, {}),
         (True, "sequence", "LSTM", half, 128, {}),
+        (False, "sequence", "LSTM", single, 64, {}),
+        (True, "sequence", "LSTM", single, 64, {"tf32": True}),
         (False, "sequence", "GRU", single, 64, {"extras": True}),
         (False, "sequence", "LSTM", half, 32, {"norm": True, "width": 16, "extras": True}),
         (False, "sequence", "LSTM", half, 128, {"norm": True, "extras": True}),
@@ -82,22 +87,23 @@ def builds(limits: Limits) -> Iterator[Build]:
         (True, "persistent", "LSTM", half, 1024, {}),
         (False, "persistent", "LSTM", half, 512, {"extras": True, "directions": 2}),
         (False, "persistent", "LSTM", single, 512, {}),
+        (False, "persistent", "LSTM", single, 1024, {"tf32": True}),
         (False, "persistent", "LSTM", single, 64, {"extras": True, "directions": 2}),
         (False, "persistent", "GRU", half, 512, {"directions": 2}),
         (True, "persistent", "GRU", half, 1024, {}),
         (False, "persistent", "RNN_TANH", half, 1024, {}),
     ]
     for quick, kernel, mode, dtype, hidden, options in cases:
-        width = options.get("width", hidden)
+        width, tf32 = options.get("width", hidden), options.get("tf32", False)
+        if tf32 and limits.warp != 32:
+            continue
         wide = width != hidden or options.get("norm", False)
         problem = Problem(
             mode, hidden, width, options.get("batch", 16), options.get("directions", 1),
-            dtype.itemsize, wide,
+            dtype.itemsize, wide, tf32,
         )  # fmt: skip
         for backward in (False, True):
-            if kernel == "sequence" and sequence_config(problem, limits) is None:
-                continue
-            if kernel == "persistent" and persistent_config(problem, limits, backward) is None:
+            if obstacle(kernel, problem, limits, backward):
                 continue
             names = [
                 mode,

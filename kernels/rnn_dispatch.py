@@ -5,13 +5,16 @@ Knows sizes and device limits only; no tensor, no Triton.
 
 import itertools
 import os
+import warnings
 from dataclasses import dataclass
 
+from . import triton_version
 from .device import Limits, power_of_two
 
 GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "GRU": 3, "LSTM": 4}
 KERNELS = ("step", "sequence", "persistent")
-# float32 products are unrolled multiply-adds: beyond this their code takes minutes to compile.
+# float32 products but for TF32's are unrolled multiply-adds: beyond this their code takes minutes
+# to compile.
 _PERSISTENT_MAX_HIDDEN_FP32 = 512
 _SLICES = (128, 64, 32, 16)  # of K, for each warp
 
@@ -25,6 +28,7 @@ class Problem:
     directions: int
     itemsize: int
     row_wide: bool  # layer norm or a projection: a step then needs whole rows
+    tf32: bool = False  # float32 products on tensor cores
 
     @property
     def gates(self) -> int:
@@ -100,7 +104,7 @@ def persistent_config(p: Problem, limits: Limits, backward: bool) -> Persistent 
     """Resident weights of BN units; None if they do not fit or the grid is not co-resident."""
     if p.row_wide or p.itemsize == 8:
         return None
-    if p.itemsize == 4 and p.hidden > _PERSISTENT_MAX_HIDDEN_FP32:
+    if p.itemsize == 4 and not p.tf32 and p.hidden > _PERSISTENT_MAX_HIDDEN_FP32:
         return None
     gates = p.gates if backward else p.padded_gates
     # As many units as give each thread one element, and a warp for each slice of K.
@@ -124,8 +128,34 @@ def persistent_config(p: Problem, limits: Limits, backward: bool) -> Persistent 
 
 
 def _aborts(p: Problem) -> bool:
-    """Triton 3.9's LLVM aborts on the float32 LSTM (an assertion in its SLP vectorizer)."""
-    return p.mode == "LSTM" and p.itemsize == 4
+    """Whether the compiler, of Triton 3.9, dies of the sequence kernel, and the process with it.
+
+    An assertion in its LLVM's SLP vectorizer. Triton 3.6 to 3.8 compile the same; the interpreter
+    compiles nothing.
+    """
+    unrolled = p.mode == "LSTM" and p.itemsize == 4 and not p.tf32
+    return unrolled and triton_version() >= (3, 9) and os.environ.get("TRITON_INTERPRET") != "1"
+
+
+# Why a device would not launch the persistent kernel.
+_refused: dict[tuple[Problem, Limits, bool], str] = {}
+
+
+def obstacle(kernel: str, p: Problem, limits: Limits, backward: bool) -> str | None:
+    """Why the kernel cannot serve; None if it can."""
+    if kernel == "sequence":
+        if sequence_config(p, limits) is None:
+            return f"not these sizes and features within {limits}"
+        return "this Triton's compiler aborts on it" if _aborts(p) else None
+    if kernel == "persistent":
+        if persistent_config(p, limits, backward) is None:
+            return f"not these sizes and features within {limits}"
+        return _refused.get((p, limits, backward))
+    return None
+
+
+class CannotServe(RuntimeError):
+    """The kernel that was asked for does not serve the problem."""
 
 
 def choose(p: Problem, limits: Limits, backward: bool) -> str:
@@ -133,15 +163,20 @@ def choose(p: Problem, limits: Limits, backward: bool) -> str:
     wanted = os.environ.get("FASTSEQ_RNN_KERNEL", "")
     if wanted and wanted not in KERNELS:
         raise ValueError(f"FASTSEQ_RNN_KERNEL must be one of {', '.join(KERNELS)}; got {wanted!r}")
-    serves = {
-        "sequence": sequence_config(p, limits) is not None and (bool(wanted) or not _aborts(p)),
-        "persistent": persistent_config(p, limits, backward) is not None,
-        "step": True,
-    }
-    if wanted:
-        if not serves[wanted]:
-            raise RuntimeError(
-                f"FASTSEQ_RNN_KERNEL={wanted}, which cannot serve {p} within {limits}"
-            )
-        return wanted
-    return next(name for name, served in serves.items() if served)
+    if not wanted:
+        preferred = ("sequence", "persistent", "step")
+        return next(name for name in preferred if obstacle(name, p, limits, backward) is None)
+    if why := obstacle(wanted, p, limits, backward):
+        raise CannotServe(f"FASTSEQ_RNN_KERNEL={wanted}, which cannot serve {p}: {why}")
+    return wanted
+
+
+def refuse(p: Problem, limits: Limits, backward: bool, why: str) -> None:
+    """Has ``choose`` leave out the persistent kernel, which the device would not launch.
+
+    Raises:
+        RuntimeError: if FASTSEQ_RNN_KERNEL asks for it.
+    """
+    _refused[p, limits, backward] = why
+    choose(p, limits, backward)
+    warnings.warn(f"a slower kernel runs this recurrent layer: {why}", RuntimeWarning, stacklevel=2)

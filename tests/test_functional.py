@@ -8,12 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastseq import functional
 from fastseq.functional import (
     flash_attn_func,
     flash_attn_varlen_func,
     flash_attn_with_kvcache,
     scaled_dot_product_attention,
 )
+from fastseq.ops import attention
+from fastseq.ops.attention import is_short
 
 
 def rand(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -236,3 +239,33 @@ def test_compiled_and_exported_for_every_length(training: bool) -> None:
             expected = F.scaled_dot_product_attention(given[0], given[1], given[1], is_causal=True)
             for call in (exported.module(), compiled):
                 torch.testing.assert_close(call(*given), expected)
+
+
+def test_short_calls_by_device() -> None:
+    for device, bound in (("cpu", 2**19), ("cuda", 2**27)):
+        assert is_short(device, bound) and not is_short(device, bound + 1)
+    assert not is_short("mps", 0)
+
+
+def test_short_inference_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to the bound, without a gradient, a mask or what torch does not have."""
+    calls: list[Any] = []
+
+    def torchs(*arguments: Any, **options: Any) -> Tensor:
+        calls.append(arguments)
+        return F.scaled_dot_product_attention(*arguments, **options)
+
+    monkeypatch.setattr(functional, "_torch_attention", torchs)
+    q, k = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 7, 4)
+    learns = k.clone().requires_grad_()
+    for bound, arguments, options, taken in (
+        (q.numel() * 7, (q, k, k), {"is_causal": True}, True),
+        (q.numel() * 7 - 1, (q, k, k), {"is_causal": True}, False),
+        (2**19, (q, k, learns), {}, False),
+        (2**19, (q, k, k), {"softcap": 3.0}, False),
+        (2**19, (q, k, k, torch.zeros(5, 7)), {}, False),
+    ):
+        monkeypatch.setitem(attention._SHORT, "cpu", bound)
+        calls.clear()
+        scaled_dot_product_attention(*arguments, **options)
+        assert bool(calls) == taken, (bound, options)

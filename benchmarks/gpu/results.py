@@ -24,6 +24,8 @@ def told(result: Result) -> str:
     if "status" in result:
         reason = result.get("reason") or result.get("parity") or ""
         return f"{result['status']:7} {text}: {reason}"
+    if "skipped" in result:
+        return f"skipped {text}: {result['skipped']}"
     if "passed" in result:
         wrong = {k: v for k, v in result.get("error_ratios", {}).items() if not v <= 1}
         return f"ok      {text}" if result["passed"] else f"WRONG   {text}: {wrong}"

@@ -4,9 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops.attention import SHORT, attention, attention_and_weights
+from ..ops.attention import attention, attention_and_weights, torch_is_quicker
 from ..ops.gemm import linear
-from ..ops.traced import eager_inference
 from . import _extras
 
 
@@ -16,8 +15,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
     Constructor, parameters, ``state_dict``, initial values, results and errors are torch's. With
     ``need_weights`` the weights are made again from the log-sum-exp; without, none are. Masks may
     require gradients. A query whose keys are all masked gets zeros, where torch gives NaN or zeros
-    according to the path it takes. Very short calls without masks or gradients, on the CPU, are
-    torch's own.
+    according to the path it takes. Short calls without masks or gradients are torch's own.
     """
 
     def forward(
@@ -104,10 +102,10 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
 
     def _is_short(self, query: Tensor, key: Tensor) -> bool:
         """Whether torch's own module does the same, without masks, in less time."""
-        if not eager_inference(query, key, parameters=self._weights()):
-            return False
-        source = key.shape[1 if self.batch_first else 0] if key.dim() == 3 else 0
-        return query.dim() == 3 and query.numel() * source <= SHORT
+        along = 1 if self.batch_first else 0
+        return query.dim() == key.dim() == 3 and torch_is_quicker(
+            query, key, *self._weights(), keys=along
+        )
 
     def _serves(
         self,

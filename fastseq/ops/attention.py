@@ -16,7 +16,7 @@ from .. import _extension
 from ..reference import attention as reference
 from ..reference.rnn import accumulate_dtype
 from .registration import autocast, eager, register, second_gradients
-from .traced import eager_inference, is_traced, plain_autograd_only
+from .traced import eager_inference, inference, is_traced, plain_autograd_only
 from .vmap import loop_over
 
 _library = torch.library.Library("fastseq", "FRAGMENT")
@@ -51,10 +51,29 @@ _library.define(
 )
 _NUM_OPTIONS = 8
 # So many multiplications of q·kᵀ take no longer than the way to our kernel, which leads through
-# Python: shorter calls are best left to torch's own functions.
-SHORT = 2**19
+# Python: shorter calls are best left to torch's own functions. On a GPU that way is estimated to
+# take the host 60 to 100 µs and torch's 10, each to one kernel; and 2^27, half a GFLOP with those
+# of the values, take 80 µs at a tenth of what an H100 does without tensor cores.
+_SHORT = {"cpu": 2**19, "cuda": 2**27}
 # Keys whose scores with a block of queries fit the second level of cache.
 _FEW_KEYS = 1024
+
+
+def is_short(device_type: str, multiplications: int) -> bool:
+    """Whether so many multiplications of q·kᵀ take less time than the way to our kernel."""
+    return multiplications <= _SHORT.get(device_type, -1)
+
+
+def torch_is_quicker(q: Tensor, k: Tensor, *others: Tensor | None, keys: int = -2) -> bool:
+    """Whether torch's own attention, without a mask or other extras, takes less time.
+
+    Args:
+        q: of all heads, in any shape.
+        others: what else may require a gradient.
+        keys: the dimension of k that counts them.
+    """
+    # A length that is traced must not be compared.
+    return inference(q, k, parameters=others) and is_short(q.device.type, q.numel() * k.shape[keys])
 
 
 def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *context: Any) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..reference import rnn as reference
-from ..reference.philox import dropout_mask
+from .dropout import dropout_mask
 from .gemm import add_mm, linear, linear_into, mm, widens
 from .rnn_scan import scan_backward
 from .rnn_sequence import LN_EPS, project, project_and_scan, rnn_sequence, split_biases

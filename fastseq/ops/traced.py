@@ -24,13 +24,16 @@ def is_traced() -> bool:
     )
 
 
+def inference(*inputs: Tensor, parameters: Iterable[Tensor | None] = ()) -> bool:
+    """Whether a call is neither traced nor differentiated."""
+    return not is_traced() and not (
+        torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs, *parameters)
+    )
+
+
 def eager_inference(*inputs: Tensor, parameters: Iterable[Tensor | None] = ()) -> bool:
     """Whether a call on the CPU is neither traced nor differentiated."""
-    return (
-        not is_traced()
-        and inputs[0].is_cpu
-        and not (torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs, *parameters))
-    )
+    return inputs[0].is_cpu and inference(*inputs, parameters=parameters)
 
 
 def plain_autograd_only() -> bool:

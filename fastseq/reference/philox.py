@@ -41,7 +41,7 @@ def threshold(probability: float) -> int:
 def dropout_mask(seed: int, like: Tensor, probability: float) -> Tensor:
     """Inverted-dropout factors, 0 or 1/(1-p), of ``like``'s shape, dtype and device."""
     if probability >= 1:
-        return torch.zeros_like(like)
+        return like.new_zeros(like.shape)
     index = torch.arange(like.numel(), device=like.device).view(like.shape)
     kept = philox(seed, index, stream=1)[0] >= threshold(probability)
     return kept.to(like.dtype) / (1 - probability)

@@ -33,6 +33,7 @@ def test_quick_builds(tmp_path: Path) -> None:
     assert {f"attention_{p}" for p in (*parts, "decode", "merge")} <= set(results)
     parts = ("scores", "softmax", "softmax_backward", "gradients")
     assert {f"additive_{p}" for p in parts} <= set(results)
+    assert "draw_mask" in results
     for result in results.values():
         assert result["registers"] > 0 and result["problem"] == ""
     # All of a unit tile's weights are on the chip: 16 units, 4 gates, 1024 long, 2 bytes.

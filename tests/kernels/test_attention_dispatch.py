@@ -63,6 +63,17 @@ def test_override(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (tile.BM, tile.BN) == (16, 32)
 
 
+def test_override_by_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    heads, limits = Heads(64, 64, 2, aligned=True), Limits(132, 227 * 1024, tma=True)
+    known = tiles("forward", heads, limits)
+    assert len(known) == 4 and [tile.TMA for tile in known] == [True] * 3 + [False]
+    decode = decode_tile(4, heads, limits)
+    for n in range(6):
+        monkeypatch.setenv("FASTSEQ_ATTENTION_TILE", str(n))
+        assert tiles("forward", heads, limits) == (known[n % 4],)
+        assert decode_tile(4, heads, limits) == decode
+
+
 def test_decoding_fills_the_device() -> None:
     limits = DEVICES["H100"]
     assert decode_splits(1, 1000, limits) == 128

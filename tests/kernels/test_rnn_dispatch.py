@@ -5,11 +5,14 @@ import sys
 
 import pytest
 
+from fastseq import kernels
+from fastseq.kernels import rnn_dispatch
 from fastseq.kernels.device import Limits
 from fastseq.kernels.rnn_dispatch import (
     Problem,
     choose,
     persistent_config,
+    refuse,
     sequence_config,
     step_config,
 )
@@ -26,13 +29,16 @@ def problem(
     itemsize: int = 2,
     width: int = 0,
     row_wide: bool = False,
+    tf32: bool = False,
 ) -> Problem:
-    return Problem(mode, hidden, width or hidden, batch, directions, itemsize, row_wide)
+    return Problem(mode, hidden, width or hidden, batch, directions, itemsize, row_wide, tf32)
 
 
 @pytest.fixture(autouse=True)
-def no_override(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("FASTSEQ_RNN_KERNEL", raising=False)
+def compiled_by_the_latest_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rnn_dispatch, "triton_version", lambda: (3, 9))
+    for name in ("FASTSEQ_RNN_KERNEL", "TRITON_INTERPRET"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.mark.parametrize("backward", [False, True])
@@ -51,7 +57,9 @@ def no_override(monkeypatch: pytest.MonkeyPatch) -> None:
         (problem(64, itemsize=8), H100, "step"),
         (problem(64, itemsize=4), H100, "persistent"),
         (problem(64, "GRU", itemsize=4), H100, "sequence"),
+        (problem(64, itemsize=4, tf32=True), H100, "sequence"),
         (problem(1024, itemsize=4), H100, "step"),
+        (problem(1024, itemsize=4, tf32=True), H100, "persistent"),
     ],
 )
 def test_choice(case: Problem, limits: Limits, kernel: str, backward: bool) -> None:
@@ -100,6 +108,63 @@ def test_override(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTSEQ_RNN_KERNEL", "fastest")
     with pytest.raises(ValueError, match="must be one of"):
         choose(problem(128), H100, False)
+
+
+@pytest.mark.parametrize(
+    ("version", "served"),
+    [((), True), ((3, 6), True), ((3, 8), True), ((3, 9), False), ((3, 10), False)],
+)
+@pytest.mark.parametrize("backward", [False, True])
+def test_compiler_that_aborts_is_not_asked(
+    version: tuple[int, ...], served: bool, backward: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would take the process along, so not even where the kernel is asked for."""
+    monkeypatch.setattr(rnn_dispatch, "triton_version", lambda: version)
+    aborting = problem(64, itemsize=4)
+    assert choose(aborting, H100, backward) == ("sequence" if served else "persistent")
+    for compiles in (problem(64), problem(64, "GRU", itemsize=4)):
+        assert choose(compiles, H100, backward) == "sequence"
+    monkeypatch.setenv("FASTSEQ_RNN_KERNEL", "sequence")
+    if served:
+        assert choose(aborting, H100, backward) == "sequence"
+    else:
+        with pytest.raises(RuntimeError, match=r"cannot serve.*compiler aborts"):
+            choose(aborting, H100, backward)
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        assert choose(aborting, H100, backward) == "sequence"
+
+
+def test_refused_kernel_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rnn_dispatch, "_refused", {})
+    case = problem(512)
+    with pytest.warns(RuntimeWarning, match="too many blocks"):
+        refuse(case, H100, False, "too many blocks")
+    assert choose(case, H100, backward=False) == "step"
+    assert choose(case, H100, backward=True) == "persistent"
+    assert choose(case, A100, backward=False) == "persistent"
+    assert choose(problem(512, batch=8), H100, backward=False) == "persistent"
+    monkeypatch.setenv("FASTSEQ_RNN_KERNEL", "persistent")
+    for ask in (lambda: choose(case, H100, False), lambda: refuse(case, H100, True, "too many")):
+        with pytest.raises(RuntimeError, match=r"cannot serve.*too many"):
+            ask()
+
+
+@pytest.mark.parametrize(
+    ("package", "version", "found"),
+    [("triton", "3.6.0", (3, 6)), ("pytorch-triton-rocm", "3.10.1+git1a2b", (3, 10))],
+)
+def test_triton_version(
+    package: str, version: str, found: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def installed(name: str) -> str:
+        if name != package:
+            raise kernels.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(kernels, "version", installed)
+    assert kernels.triton_version.__wrapped__() == found
+    monkeypatch.setattr(kernels, "version", lambda _: installed("nothing"))
+    assert kernels.triton_version.__wrapped__() == ()
 
 
 def test_imports_without_triton() -> None:

@@ -64,7 +64,9 @@ def _compute(library: torch.library.Library, name: str) -> None:
     def run(*args: Any, **kwargs: Any) -> Any:
         tensors = _tensors((args, kwargs))
         whole = not any(x.is_floating_point() or x.is_complex() for x in tensors)
-        if not (whole or name in INDICES or packet in COMPARISONS) or (packet == "copy_" and not (args[0].is_cuda and args[1].is_cuda)):
+        if not (whole or name in INDICES or packet in COMPARISONS) or (
+            packet == "copy_" and not (args[0].is_cuda and args[1].is_cuda)
+        ):
             # A number that stood for a tensor has been unwrapped on its way here.
             given = [
                 torch.tensor(x) if takes[n] and not isinstance(x, Tensor) else x
