@@ -29,7 +29,7 @@ from .flash_tile import (
 def attention_delta(
     out, grad_out, grad_lse, delta,
     out_b, out_h, out_s, grad_out_b, grad_out_h, grad_out_s,
-    sq, H: tl.constexpr, DV: tl.constexpr, INDEX: tl.constexpr,
+    sq, H, DV: tl.constexpr, INDEX: tl.constexpr,
     BM: tl.constexpr, BDV: tl.constexpr,
 ):  # fmt: skip
     """delta (B, H, sq) of all tokens, packed or not."""
@@ -92,7 +92,9 @@ def attention_backward_keys(
     grad_k_b, grad_k_h, grad_k_s, grad_v_b, grad_v_h, grad_v_s,
     sq, sk, left, right, scale, softcap, seed: tl.int64, threshold: tl.int64, keep_scale,
     rows, quads, sizes,
-    H: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
+    H,
+    GROUP: tl.constexpr,  # bounds the loop around all others: unknown, it would cost registers
+    D: tl.constexpr, DV: tl.constexpr,
     BOTTOM_RIGHT: tl.constexpr, VARLEN: tl.constexpr, MASK: tl.constexpr, SOFTCAP: tl.constexpr,
     ALIBI: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, TMA: tl.constexpr,
@@ -100,8 +102,9 @@ def attention_backward_keys(
     """dK and dV of a block of keys, over the queries that see them."""
     blocks = tl.cdiv(sk, BN)
     first_key = tl.program_id(0) % blocks * BN
-    b = (tl.program_id(0) // blocks // (H // GROUP)).to(tl.int64)
-    key_head = (tl.program_id(0) // blocks % (H // GROUP)).to(tl.int64)
+    key_heads = H // GROUP
+    b = (tl.program_id(0) // blocks // key_heads).to(tl.int64)
+    key_head = (tl.program_id(0) // blocks % key_heads).to(tl.int64)
     start_q, sq = sequence(cu_q, b, sq, VARLEN)
     start_k, sk = sequence(cu_k, b, sk, VARLEN)
     if first_key >= sk:
@@ -201,14 +204,14 @@ def _absorb_keys(
     return dq
 
 
-@triton.jit(do_not_specialize=RUNTIME)
+@triton.jit(do_not_specialize=(*RUNTIME, "GROUP"))
 def attention_backward_queries(
     q, k, v, grad_out, lse, delta, mask, cu_q, cu_k, slopes, grad_q,
     q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, grad_out_b, grad_out_h, grad_out_s, lse_b, lse_h,
     mask_b, mask_h, mask_q, mask_k, slopes_b, grad_q_b, grad_q_h, grad_q_s,
     sq, sk, left, right, scale, softcap, seed: tl.int64, threshold: tl.int64, keep_scale,
     rows, quads, sizes,
-    H: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
+    H, GROUP, D: tl.constexpr, DV: tl.constexpr,
     BOTTOM_RIGHT: tl.constexpr, VARLEN: tl.constexpr, MASK: tl.constexpr, SOFTCAP: tl.constexpr,
     ALIBI: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, TMA: tl.constexpr,
@@ -217,14 +220,15 @@ def attention_backward_queries(
     blocks = tl.cdiv(sq, BM)
     first_query = (blocks - 1 - tl.program_id(0) % blocks) * BM
     b = (tl.program_id(0) // blocks // H).to(tl.int64)
-    h = (tl.program_id(0) // blocks % H).to(tl.int64)
+    h = tl.program_id(0) // blocks % H
+    key_head, h = (h // GROUP).to(tl.int64), h.to(tl.int64)
     start_q, sq = sequence(cu_q, b, sq, VARLEN)
     start_k, sk = sequence(cu_k, b, sk, VARLEN)
     if first_query >= sq:
         return
     q += b * q_b + h * q_h + start_q * q_s
-    k += b * k_b + h // GROUP * k_h + start_k * k_s
-    v += b * v_b + h // GROUP * v_h + start_k * v_s
+    k += b * k_b + key_head * k_h + start_k * k_s
+    v += b * v_b + key_head * v_h + start_k * v_s
     keys = walked(k, sk, k_s, D, BN, BD, TMA)
     values = walked(v, sk, v_s, DV, BN, BDV, TMA)
     grad_out += b * grad_out_b + h * grad_out_h + start_q * grad_out_s

@@ -11,14 +11,13 @@ import triton.language as tl
 from .flash_tile import RUNTIME, absorb, lse_of, scores
 
 
-@triton.jit(do_not_specialize=(*RUNTIME, "splits"))
+@triton.jit(do_not_specialize=(*RUNTIME, "GROUP", "splits"))
 def attention_decode(
     q, k, v, out, lse, lengths, block_table, slopes,
     q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s,
     out_part, out_b, out_h, out_s, lse_part,
     table_b, slopes_b, sq, left, right, scale, softcap, splits,
-    H: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, SOFTCAP: tl.constexpr,
-    ALIBI: tl.constexpr,
+    H, GROUP, D: tl.constexpr, DV: tl.constexpr, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr,
     PAGE: tl.constexpr,  # tokens of a page; 0: the cache is contiguous
     PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
@@ -27,8 +26,9 @@ def attention_decode(
     blocks = tl.cdiv(GROUP * sq, BM)
     split = tl.program_id(0) % splits
     block = tl.program_id(0) // splits % blocks
-    key_head = (tl.program_id(0) // splits // blocks % (H // GROUP)).to(tl.int64)
-    b = (tl.program_id(0) // splits // blocks // (H // GROUP)).to(tl.int64)
+    key_heads = H // GROUP
+    key_head = (tl.program_id(0) // splits // blocks % key_heads).to(tl.int64)
+    b = (tl.program_id(0) // splits // blocks // key_heads).to(tl.int64)
     rows = block * BM + tl.arange(0, BM)[:, None]
     present = rows < GROUP * sq
     i = rows % sq
@@ -75,10 +75,10 @@ def attention_decode(
     tl.store(at, lse_of(m, l, None)[:, None], mask=present)
 
 
-@triton.jit(do_not_specialize=["rows", "sq", "splits"])
+@triton.jit(do_not_specialize=["rows", "sq", "splits", "H"])
 def attention_merge(
     parts, lse_parts, out, lse, out_b, out_h, out_s, rows, sq, splits,
-    H: tl.constexpr, DV: tl.constexpr, BM: tl.constexpr, BDV: tl.constexpr,
+    H, DV: tl.constexpr, BM: tl.constexpr, BDV: tl.constexpr,
 ):  # fmt: skip
     """out and lse from those of all splits: parts (splits, B, H, sq, DV), lse_parts without DV."""
     r = tl.program_id(0) * BM + tl.arange(0, BM)

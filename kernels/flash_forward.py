@@ -48,7 +48,7 @@ def _absorb_tiles(
     return acc, m, l
 
 
-@triton.jit(do_not_specialize=RUNTIME)
+@triton.jit(do_not_specialize=(*RUNTIME, "GROUP"))
 def attention_forward(
     q, k, v, out, lse, mask, cu_q, cu_k, slopes,
     q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, out_b, out_h, out_s, lse_b, lse_h,
@@ -56,7 +56,7 @@ def attention_forward(
     sq, sk, left, right, scale, softcap, seed: tl.int64, threshold: tl.int64, keep_scale,
     rows, quads,  # of a head and of a query, in dropout's counters
     sizes,  # for the tuner alone
-    H: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
+    H, GROUP, D: tl.constexpr, DV: tl.constexpr,
     BOTTOM_RIGHT: tl.constexpr, VARLEN: tl.constexpr, MASK: tl.constexpr, SOFTCAP: tl.constexpr,
     ALIBI: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr, TMA: tl.constexpr,
@@ -65,14 +65,15 @@ def attention_forward(
     # The longest rows of a causal triangle go first, so that the short ones fill the end.
     first_query = (blocks - 1 - tl.program_id(0) % blocks) * BM
     b = (tl.program_id(0) // blocks // H).to(tl.int64)
-    h = (tl.program_id(0) // blocks % H).to(tl.int64)
+    h = tl.program_id(0) // blocks % H
+    key_head, h = (h // GROUP).to(tl.int64), h.to(tl.int64)
     start_q, sq = sequence(cu_q, b, sq, VARLEN)
     start_k, sk = sequence(cu_k, b, sk, VARLEN)
     if first_query >= sq:
         return
     q += b * q_b + h * q_h + start_q * q_s
-    k += b * k_b + h // GROUP * k_h + start_k * k_s
-    v += b * v_b + h // GROUP * v_h + start_k * v_s
+    k += b * k_b + key_head * k_h + start_k * k_s
+    v += b * v_b + key_head * v_h + start_k * v_s
     keys = walked(k, sk, k_s, D, BN, BD, TMA)
     values = walked(v, sk, v_s, DV, BN, BDV, TMA)
     slope = 0.0

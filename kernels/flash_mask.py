@@ -12,7 +12,7 @@ from .flash_backward import gradient_of_scores, load_sums
 from .flash_tile import RUNTIME, tile_product, tiles_seen
 
 
-@triton.jit(do_not_specialize=(*RUNTIME, "B", "parts"))
+@triton.jit(do_not_specialize=(*RUNTIME, "B", "GROUP", "parts"))
 def attention_backward_mask(
     q, k, v, grad_out, lse, delta, mask, slopes,
     grad_mask,  # (parts, *mask.shape)
@@ -20,7 +20,7 @@ def attention_backward_mask(
     mask_b, mask_h, mask_q, mask_k, slopes_b,
     B, sq, sk, left, right, scale, softcap, seed: tl.int64, threshold: tl.int64, keep_scale,
     rows, quads, sizes, parts,
-    H: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
+    H, GROUP, D: tl.constexpr, DV: tl.constexpr,
     # Which dimensions of the mask are 1 and stand for more.
     ONE_B: tl.constexpr, ONE_H: tl.constexpr, ONE_Q: tl.constexpr, ONE_K: tl.constexpr,
     BOTTOM_RIGHT: tl.constexpr, MASK: tl.constexpr, SOFTCAP: tl.constexpr,
@@ -54,7 +54,8 @@ def attention_backward_mask(
         # All but the mine_… are 0 where the mask has the dimension.
         first_key = (mine_k + n % sum_k) * BN
         first_query = (mine_q + n // sum_k % sum_q) * BM
-        h = (mine_h + n // sum_k // sum_q % sum_h).to(tl.int64)
+        h = mine_h + n // sum_k // sum_q % sum_h
+        key_head, h = (h // GROUP).to(tl.int64), h.to(tl.int64)
         b = (mine_b + n // sum_k // sum_q // sum_h).to(tl.int64)
         first, _full, _full_end, end = tiles_seen(first_query, BM, window, sk, BN)
         if (first * BN <= first_key) & (first_key < end * BN):
@@ -63,12 +64,12 @@ def attention_backward_mask(
                 slope = tl.load(slopes + b * slopes_b + h).to(tl.float32)
             form = (scale, softcap, slope, mask + b * mask_b + h * mask_h, mask_q, mask_k)
             draw = (seed, threshold, keep_scale, (b * H + h) * rows, quads)
-            of_head = b * q_b + h * q_h, b * k_b + h // GROUP * k_h
+            of_head = b * q_b + h * q_h, b * k_b + key_head * k_h
             product = tile_product(
                 q + of_head[0], k + of_head[1], first_query, first_key, sq, sk, q_s, k_s, D,
                 PRECISION, INDEX, BM, BN, BK,
             )  # fmt: skip
-            of_head = b * grad_out_b + h * grad_out_h, b * v_b + h // GROUP * v_h
+            of_head = b * grad_out_b + h * grad_out_h, b * v_b + key_head * v_h
             dp = tile_product(
                 grad_out + of_head[0], v + of_head[1], first_query, first_key, sq, sk, grad_out_s,
                 v_s, DV, PRECISION, INDEX, BM, BN, BK,

@@ -38,13 +38,13 @@ def _of_head(
     return p
 
 
-@triton.jit(do_not_specialize=RUNTIME)
+@triton.jit(do_not_specialize=(*RUNTIME, "GROUP"))
 def attention_weights(
     q, k, lse, weights, mask, slopes,
     q_b, q_h, q_s, k_b, k_h, k_s, lse_b, lse_h, mask_b, mask_h, mask_q, mask_k, slopes_b,
     sq, sk, left, right, scale, softcap, seed: tl.int64, threshold: tl.int64, keep_scale,
     rows, quads, sizes,
-    H: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, AVERAGE: tl.constexpr,
+    H, GROUP, D: tl.constexpr, AVERAGE: tl.constexpr,
     BOTTOM_RIGHT: tl.constexpr, MASK: tl.constexpr, SOFTCAP: tl.constexpr,
     ALIBI: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
@@ -52,9 +52,11 @@ def attention_weights(
     tiles_q, tiles_k = tl.cdiv(sq, BM), tl.cdiv(sk, BN)
     first_key = tl.program_id(0) % tiles_k * BN
     first_query = tl.program_id(0) // tiles_k % tiles_q * BM
-    matrix = (tl.program_id(0) // tiles_k // tiles_q).to(tl.int64)
-    heads: tl.constexpr = H if AVERAGE else 1
-    b, first_head = matrix * heads // H, matrix * heads % H
+    matrix = tl.program_id(0) // tiles_k // tiles_q
+    b, first_head, heads = matrix // H, matrix % H, 1
+    if AVERAGE:
+        b, first_head, heads = matrix, 0, H
+    b = b.to(tl.int64)
     offset = 0
     if BOTTOM_RIGHT:
         offset = sk - sq
@@ -65,9 +67,10 @@ def attention_weights(
     if (first * BN <= first_key) & (first_key < end * BN):
         for n in range(heads):
             h = first_head + n
+            key_head, h = (h // GROUP).to(tl.int64), h.to(tl.int64)
             draw = (seed, threshold, keep_scale, (b * H + h) * rows, quads)
             total += _of_head(
-                q + b * q_b + h * q_h, k + b * k_b + h // GROUP * k_h, lse + b * lse_b + h * lse_h,
+                q + b * q_b + h * q_h, k + b * k_b + key_head * k_h, lse + b * lse_b + h * lse_h,
                 None if MASK is None else mask + b * mask_b + h * mask_h,
                 slopes + b * slopes_b + h if ALIBI else None,
                 first_query, first_key, lengths, window, form, draw, q_s, k_s, D, MASK, SOFTCAP,
@@ -77,5 +80,5 @@ def attention_weights(
         total /= H
     i = first_query + tl.arange(0, BM)[:, None]
     j = first_key + tl.arange(0, BN)[None, :]
-    at = weights + ((matrix * sq + i) * sk + j)
+    at = weights + ((matrix.to(tl.int64) * sq + i) * sk + j)
     tl.store(at, total.to(weights.dtype.element_ty), mask=(i < sq) & (j < sk))

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from fastseq import kernels
 
@@ -50,6 +51,36 @@ def test_problems_are_found(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     assert aot.main([]) == 0
     monkeypatch.setattr(aot, "build_all", lambda *_: [])
     assert aot.main([]) == 1
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="nothing is compiled")
+def test_head_counts_share_kernels() -> None:
+    """Another number of heads or sequences compiles nothing; another group one kernel."""
+    from fastseq.kernels import attention
+    from fastseq.kernels.launch import record
+
+    def sources(batch: int, heads: int, key_heads: int) -> dict[str, str]:
+        new = lambda *shape: torch.empty(shape, dtype=torch.bfloat16, device="meta")  # noqa: E731
+        q, k, bias = new(batch, heads, 96, 64), new(batch, key_heads, 96, 64), new(1, 1, 96, 96)
+        context = (bias, None, None, None, None, 0.125, -1, -1, False, 0.0, 0.0, 96, 96)
+        with record() as launches:
+            out, lse = attention.attention_forward(q, k, k, *context)
+            attention.attention_backward(out, lse, q, k, k, out, lse, *context, True)
+            for average in (False, True):
+                attention.attention_weights(q, k, lse, bias, *context[3:], average)
+            lengths = torch.empty(batch, dtype=torch.int32, device="meta")
+            attention.attention_decode(q, k, k, lengths, None, None, 0.125, -1, -1, 0.0)
+        return {
+            f"{n} {launch.kernel.__name__}": aot._source(launch).hash()
+            for n, launch in enumerate(launches)
+        }
+
+    eight = sources(2, 8, 8)
+    assert len(eight) == 9
+    assert sources(3, 12, 12) == eight
+    grouped = sources(2, 12, 3)
+    changed = [name for name, source in grouped.items() if source != eight[name]]
+    assert changed == ["2 attention_backward_keys"]
 
 
 def test_limits_are_held() -> None:
