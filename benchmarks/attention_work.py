@@ -120,34 +120,31 @@ def _varlen(case: Case, device: torch.device) -> Workload:
     lengths = torch.tensor([english for english, _ in real_lengths()[: case.batch]])
     longest, total = int(lengths.max()), int(lengths.sum())
     bounds = F.pad(lengths.cumsum(0), (1, 0)).to(device, torch.int32)
-    real = (torch.arange(longest) < lengths[:, None]).to(device)
+    real = torch.arange(longest) < lengths[:, None]
+    at = real.flatten().nonzero().squeeze(1).to(device)
+    real = real[:, None, None].to(device)
     tensors = {
         name: torch.randn(total, case.heads, case.head_dim, device=device).to(case.dtype)
         for name in ("q", "k", "v")
     }
-    padded = {}
-    for name, x in tensors.items():
-        full = x.new_zeros(case.batch, longest, *x.shape[1:])
-        full[real] = x
-        padded[name] = full.transpose(1, 2)
+
+    def padded(x: Tensor) -> Tensor:
+        rows = x.new_zeros(case.batch * longest, *x.shape[1:]).index_copy(0, at, x)
+        return rows.unflatten(0, (case.batch, longest)).transpose(1, 2)
 
     def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return fastseq.flash_attn_varlen_func(q, k, v, bounds, bounds, longest, longest)
 
     def theirs(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, real[:, None, None])
+        return F.scaled_dot_product_attention(q, k, v, real)
 
-    def theirs_of_packed(**given: Tensor) -> Tensor:
-        full = []
-        for x in given.values():
-            rows = x.new_zeros(case.batch, longest, *x.shape[1:])
-            full.append(rows.masked_scatter(real[..., None, None], x).transpose(1, 2))
-        return theirs(*full).transpose(1, 2)[real]
+    def theirs_of_packed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return theirs(padded(q), padded(k), padded(v)).transpose(1, 2).flatten(0, 1)[at]
 
     flops = 4.0 * case.heads * case.head_dim * float((lengths.double() ** 2).sum())
     peers = attention_peers.of_packed(case, bounds, longest)
     work = workload(case, ours, theirs_of_packed, tensors, flops, peers=peers)
-    leaves = leaves_of(padded, case.train)
+    leaves = leaves_of({name: padded(x) for name, x in tensors.items()}, case.train)
     work.timed[case.baseline] = step(
         lambda: theirs(**leaves), list(leaves.values()), case.train
     )  # padded beforehand, as it is in their models

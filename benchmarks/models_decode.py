@@ -21,6 +21,7 @@ GIVEN = 24  # tokens of the source, or that a language model goes on from
 
 
 def has_fast_decoder(device: torch.device) -> bool:
+    """It is written in C++ for a CPU."""
     return device.type == "cpu"
 
 
@@ -66,13 +67,9 @@ def decode(case: Case, device: torch.device) -> Workload:
 
     if case.baseline == "transformers":
         run = _transformers_generate(theirs, given if translates else first, case)
-        named = (
-            {"decoder_input_ids": inputs, "input_ids": given}
-            if translates
-            else {"input_ids": inputs}
-        )
+        written = {"decoder_input_ids": inputs} if translates else {}
         with torch.no_grad():
-            logits = theirs(**named, use_cache=False).logits
+            logits = theirs(given if translates else inputs, use_cache=False, **written).logits
         their_scores = chosen(logits[:, -steps:], target)
     else:
         run, their_scores = _ctranslate2(model, given, target, case)

@@ -45,7 +45,12 @@ def _train(case: Case, device: torch.device) -> Workload:
         theirs = TorchModel(model)
     theirs, model = theirs.to(device).train(), model.to(device).train()
     inputs = given if case.model == "Transformer" else given[2:]
-    real = torch.arange(target.shape[1], device=device) < lengths[:, None]
+    real = torch.arange(target.shape[1]) < target_lengths[:, None]
+    at = real.flatten().nonzero().squeeze(1).to(device)
+    real = real.to(device)
+
+    def rows(padded: Tensor) -> Tensor:
+        return padded.flatten(0, 1)[at]
 
     def our_logits() -> Tensor:
         if case.model != "BERT":
@@ -54,17 +59,18 @@ def _train(case: Case, device: torch.device) -> Workload:
 
     def their_logits() -> Tensor:
         if case.baseline == "torch":
-            return theirs(*inputs)[real]
+            return rows(theirs(*inputs))
         if case.model == "BERT":
             found = theirs(input_ids=target, attention_mask=real.long()).last_hidden_state
-            return found[real] @ words(theirs).T
+            return rows(found) @ words(theirs).T
         if case.model == "GPT":
-            return theirs(input_ids=target, attention_mask=real.long()).logits[real]
+            return rows(theirs(input_ids=target, attention_mask=real.long()).logits)
         mask = torch.arange(source.shape[1], device=device) < given[1][:, None]
-        return theirs(
+        found = theirs(
             input_ids=source, attention_mask=mask.long(), decoder_input_ids=target,
             decoder_attention_mask=real.long(), use_cache=False,
-        ).logits[real]  # fmt: skip
+        )  # fmt: skip
+        return rows(found.logits)
 
     def step(
         logits: Callable[[], Tensor],
@@ -84,7 +90,7 @@ def _train(case: Case, device: torch.device) -> Workload:
         return {"logits": found, "grad words": words(of).grad.detach().clone()}
 
     def results() -> tuple[Results, Results, Results]:
-        oracle = outcome(lambda: exact(*inputs)[real], exact, autocast=False)
+        oracle = outcome(lambda: rows(exact(*inputs)), exact, autocast=False)
         return outcome(our_logits, model), outcome(their_logits, theirs), oracle
 
     size = sum(p.numel() for p in model.parameters())

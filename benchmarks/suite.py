@@ -134,6 +134,11 @@ def outcome(case: Case, status: str = "", reason: str = "") -> Entry:
     return entry | ({"status": status, "reason": reason} if status else {})
 
 
+def _said(error: Exception) -> str:
+    """Compilers' messages run to pages."""
+    return f"{type(error).__name__}: {error}"[:1000]
+
+
 def try_peers(
     peers: dict[str, Callable[[], object]], device: torch.device
 ) -> tuple[dict[str, Callable[[], object]], dict[str, Entry]]:
@@ -145,8 +150,8 @@ def try_peers(
             harness.finish(device)
         except Exception as error:
             if not harness.answers(device):
-                raise RuntimeError(f"{name} lost the device") from error
-            failed[name] = {"reason": f"{type(error).__name__}: {error}"}
+                raise RuntimeError(f"{name} lost the device: {_said(error)}") from error
+            failed[name] = {"reason": _said(error)}
         else:
             running[name] = function
     return running, failed
@@ -174,11 +179,8 @@ class Suite:
             entry |= {"status": "skipped", "reason": str(reason)}
         except Exception as error:  # a broken case must not hide the others
             traceback.print_exc()
-            entry |= {
-                "status": "error",
-                "reason": f"{type(error).__name__}: {error}",
-                "trace": traceback.format_exc()[-3000:],
-            }
+            frames = "".join(traceback.format_tb(error.__traceback__)[-8:])
+            entry |= {"status": "error", "reason": _said(error), "trace": frames}
         # Only now is all that the case held free, and what failed on the card known.
         if not harness.answers(device):
             entry["fatal"] = True
