@@ -21,7 +21,7 @@ from ..suite import Skipped, Suite
 
 SUITES: dict[str, Suite] = {s.name: s for s in (rnn.SUITE, attention.SUITE, models.SUITE)}
 PARITY = ("smoke", "parity", "sanitizer")  # stages that say right or wrong
-BUDGET = Budget(seconds=0.2, least=7)
+BUDGET = Budget(seconds=0.2, least=7, attempts=1)
 # Kernels whose memory accesses compute-sanitizer follows: small ones, for it is slow.
 SANITIZED = (
     "rnn persistent LSTM bfloat16 plain T65 B37 H203",

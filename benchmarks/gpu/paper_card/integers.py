@@ -62,21 +62,20 @@ def _compute(library: torch.library.Library, name: str) -> None:
     takes = [str(a.type) == "Tensor" for a in operator._schema.arguments if not a.kwarg_only]
 
     def run(*args: Any, **kwargs: Any) -> Any:
+        # A number that stood for a tensor has been unwrapped on its way here.
+        args = tuple(
+            torch.tensor(x) if takes[n] and not isinstance(x, Tensor) else x
+            for n, x in enumerate(args)
+        )
         tensors = _tensors((args, kwargs))
         whole = not any(x.is_floating_point() or x.is_complex() for x in tensors)
-        if not (whole or name in INDICES or packet in COMPARISONS) or (
-            packet == "copy_" and not (args[0].is_cuda and args[1].is_cuda)
-        ):
-            # A number that stood for a tensor has been unwrapped on its way here.
-            given = [
-                torch.tensor(x) if takes[n] and not isinstance(x, Tensor) else x
-                for n, x in enumerate(args)
-            ]
-            return kernel.call_boxed(keys, *given, **kwargs)
+        crossing = packet == "copy_" and not (args[0].is_cuda and args[1].is_cuda)
+        if crossing or not (whole or name in INDICES or packet in COMPARISONS):
+            return kernel.call_boxed(keys, *args, **kwargs)
+        given = list(tree_map(_there, args))
         values = {k: _there(x) for k, x in kwargs.items() if k != "out"}
         if "out" in kwargs:
             values["out"] = torch.empty(0, dtype=kwargs["out"].dtype)
-        given = list(tree_map(_there, args))
         if name in INDICES and not whole:
             given[0] = torch.arange(given[0].shape[-1], dtype=given[0].dtype).expand_as(given[0])
         result = operator(*given, **values)
