@@ -7,7 +7,7 @@ what a device would be asked to run.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -87,9 +87,12 @@ def _tuned(kernel: Any, tiles: tuple[Any, ...], tuned_by: tuple[str, ...]) -> An
     """The kernel with Triton's tuner around it, which keeps its choices on disk."""
     import triton
 
+    # Triton's own takes six times as long, for a choice among a few that differ by more than noise.
+    quick = partial(triton.testing.do_bench, warmup=5, rep=20)
     configs = []
     for tile in tiles:
         sizes = asdict(tile)
         options = {name: sizes.pop(name) for name in ("num_warps", "num_stages")}
         configs.append(triton.Config(sizes, **options))
-    return triton.autotune(configs, key=list(tuned_by), cache_results=True)(kernel)
+    tuner = triton.autotune(configs, key=list(tuned_by), do_bench=quick, cache_results=True)
+    return tuner(kernel)

@@ -10,7 +10,7 @@ from ...kernels import reason
 from . import cache
 from .results import failed, read
 from .run import Run
-from .stages import STAGES
+from .stages import STAGES, Stage
 
 ROOT = Path(__file__).parents[2]
 PACKED = ROOT / "build" / "gpu-cache.tar.xz"
@@ -38,14 +38,31 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def prepared(packed: Path, folder: Path) -> str:
-    """Unpacks kernels that this very Triton made, if there are any; says what happened."""
+def prepared(packed: Path, folder: Path, capability: str) -> tuple[bool, str]:
+    """Unpacks kernels made beforehand; whether this Triton and card take them, and a word on it."""
     if not packed.is_file():
-        return f"no kernels compiled beforehand ({packed.name} is made by make gpu-cache)"
-    made_by, ours = cache.unpack(packed, folder), cache.key()
-    if made_by != ours:
-        return f"{packed.name} is of another Triton ({made_by}, here {ours}): kernels compile here"
-    return f"kernels compiled beforehand: {packed.name}, Triton's key {ours}"
+        return False, f"no kernels compiled beforehand ({packed.name} is made by make gpu-cache)"
+    made = cache.unpack(packed, folder)
+    here = {"key": cache.key(), "capability": capability}
+    if made != here:
+        return False, f"{packed.name} is of {made}, and here is {here}: kernels compile here"
+    return True, f"kernels compiled beforehand: {packed.name}, {here}"
+
+
+def capability() -> str:
+    """Of the card, "" without one; asked in another process: this one holds nothing on the card."""
+    code = (
+        "import torch\n"
+        "if torch.cuda.is_available(): print('%d.%d' % torch.cuda.get_device_capability())"
+    )
+    asked = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    return asked.stdout.strip()
+
+
+def chosen(only: str, warm: bool) -> list[Stage]:
+    """Stages by name, all for none; nothing needs compiling where it was done beforehand."""
+    named = only.split(",") if only else [s.name for s in STAGES if not warm or s.name != "compile"]
+    return [stage for stage in STAGES if stage.name in named]
 
 
 def without_card() -> int:
@@ -69,16 +86,14 @@ def without_card() -> int:
 
 def main(given: list[str] | None = None) -> int:
     options = arguments(given)
-    # Asked in a process of its own: this one holds nothing on the card.
-    asked = [sys.executable, "-c", "import torch; raise SystemExit(not torch.cuda.is_available())"]
-    if subprocess.run(asked).returncode:
+    if not (found := capability()):
         return without_card()
-    stages = [s for s in STAGES if not options.only or s.name in options.only.split(",")]
     earlier = [r for r in read(options.resume) if not failed(r)] if options.resume else []
     with tempfile.TemporaryDirectory(prefix="fastseq-gpu-") as folder:
-        print(prepared(options.cache, Path(folder)), flush=True)
+        warm, word = prepared(options.cache, Path(folder), found)
+        print(word, flush=True)
         run = Run(
-            options.out, options.seconds, stages, earlier,
+            options.out, options.seconds, chosen(options.only, warm), earlier,
             cache.environment(Path(folder)), processes=options.processes,
         )  # fmt: skip
         return run()

@@ -31,11 +31,11 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-def pack(folder: Path, file: Path) -> int:
+def pack(folder: Path, file: Path, capability: str) -> int:
     """The number of kernels in ``file``; choices of tuners are not among what is kept."""
     kernels = 0
     with tarfile.open(file, "w:xz", preset=3) as tar:
-        about = json.dumps({"key": key()}).encode()
+        about = json.dumps({"key": key(), "capability": capability}).encode()
         entry = tarfile.TarInfo(ABOUT)
         entry.size = len(about)
         tar.addfile(entry, io.BytesIO(about))
@@ -46,8 +46,8 @@ def pack(folder: Path, file: Path) -> int:
     return kernels
 
 
-def unpack(file: Path, folder: Path) -> str:
-    """Fills a cache folder; the key of the Triton that made the kernels."""
+def unpack(file: Path, folder: Path) -> dict[str, str]:
+    """Fills a cache folder; the key of the Triton that made the kernels, and their capability."""
     folder.mkdir(parents=True, exist_ok=True)
     with tarfile.open(file, "r:xz") as tar:
         tar.extractall(folder, filter="data")
@@ -57,4 +57,4 @@ def unpack(file: Path, folder: Path) -> str:
         paths = {name: group.parent / name for name in names}
         there = {name: str(path) for name, path in paths.items() if path.exists()}
         group.write_text(json.dumps({"child_paths": there}))
-    return json.loads((folder / ABOUT).read_text())["key"]
+    return json.loads((folder / ABOUT).read_text())

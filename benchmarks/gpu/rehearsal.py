@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from . import cache
-from .__main__ import PACKED, ROOT
+from .__main__ import PACKED, ROOT, capability, chosen, prepared
 from .faulty_worker import FAULTS
 from .results import Result, read
 from .run import Run
@@ -62,7 +62,7 @@ def compile_all() -> int:
         )  # fmt: skip
         run()
         PACKED.parent.mkdir(exist_ok=True)
-        kernels = cache.pack(Path(folder), PACKED)
+        kernels = cache.pack(Path(folder), PACKED, capability())
     size = PACKED.stat().st_size / 2**20
     print(f"{kernels} kernels of Triton {cache.key()}, {size:.1f} MiB: {PACKED}")
     return told("compiling", lost(run.results, run.planned))
@@ -77,7 +77,8 @@ def told(what: str, wrong: list[str]) -> int:
 
 def whole(folder: Path) -> int:
     """Everything, with time enough: each figure must be made, and nothing compiled."""
-    run = Run(OUT, 3600, STAGES, settings=settings(folder), processes=PROCESSES)
+    stages = chosen("", warm=True)
+    run = Run(OUT, 3600, stages, settings=settings(folder), processes=PROCESSES)
     run()
     compiled = Counter(name for r in run.results for name in r.get("compiled", ()))
     looked_up = sum(r.get("looked_up", 0) for r in run.results)
@@ -133,8 +134,10 @@ def main() -> int:
         if options.compile:
             return int(code > 0)
     with tempfile.TemporaryDirectory(prefix="fastseq-gpu-") as folder:
-        if cache.unpack(PACKED, Path(folder)) != cache.key():
-            print(f"{PACKED} is of another Triton: run make gpu-cache")
+        warm, word = prepared(PACKED, Path(folder), capability())
+        print(word, flush=True)
+        if not warm:
+            print("run make gpu-cache")
             return 1
         wrong = sum(part(Path(folder)) for part in (whole, with_faults, short))
     return int(wrong > 0)

@@ -47,6 +47,7 @@ def write(
     lines += ["", "# The card", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in _facts(results).items()]
     report.replace(out / "REPORT.md", "\n".join(lines) + "\n")
+    return head
 
 
 def _drawn(record: dict[str, Any], out: Path) -> bool:

@@ -71,7 +71,7 @@ class Run:
                     self._report(pictures=False)
             except Interrupted as why:
                 print(f"interrupted: {why}", flush=True)
-        self._report(pictures=True)
+        print("\n".join(["", *self._report(pictures=True), ""]), flush=True)
         self.log.close()
         print(f"{time.monotonic() - self.begin:.0f} s in all; written: {self.out}", flush=True)
         return int(any(failed(result) for result in self.results))
@@ -107,11 +107,12 @@ class Run:
         self._record(result)
         print(f"{at:6.1f} s  {told(result)}", flush=True)
 
-    def _report(self, pictures: bool) -> None:
+    def _report(self, pictures: bool) -> list[str]:
+        """What one reads first of it."""
         try:
-            report.write(self.results, self.stages, self.planned, self.out, pictures)
+            return report.write(self.results, self.stages, self.planned, self.out, pictures)
         except Exception as error:  # the record is on disk: report.py can be run again
-            print(f"no report: {failure(error)['failure']}", flush=True)
+            return [f"no report: {failure(error)['failure']}"]
 
 
 @contextmanager

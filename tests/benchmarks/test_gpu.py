@@ -195,10 +195,10 @@ print(heard)
     assert compiled(made) == "[False]"
     (made / "choice").mkdir()
     (made / "choice" / "add_step.autotune.json").write_text("{}")
-    assert cache.pack(made, packed) == 1
+    assert cache.pack(made, packed, "9.0") == 1
     with tarfile.open(packed) as tar:
         assert {Path(name).suffix for name in tar.getnames()} == {".json", ".cubin"}
         assert not any("autotune" in name for name in tar.getnames())
     made.rename(tmp_path / "elsewhere")
-    assert cache.unpack(packed, there) == cache.key()
+    assert cache.unpack(packed, there) == {"key": cache.key(), "capability": "9.0"}
     assert compiled(there) == "[True]"
