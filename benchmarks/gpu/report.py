@@ -24,15 +24,15 @@ ON_PAPER = (
 def write(
     results: Sequence[Result], stages: Sequence[Stage], planned: dict[str, int], out: Path,
     pictures: bool = True,
-) -> None:  # fmt: skip
-    """All files that results make; pictures take seconds."""
+) -> list[str]:  # fmt: skip
+    """All files that results make; pictures take seconds. The report's lines up to its tables."""
     machine = _machine(results)
-    lines = [f"# fastseq on {machine.get('card', 'a card')}", ""]
+    head = [f"# fastseq on {machine.get('card', 'a card')}", ""]
     if _on_paper(machine):
-        lines += [ON_PAPER, ""]
-    lines += (
-        _verdict(results, stages, planned) + _wrong(results) + _stages(results, stages, planned)
-    )
+        head += [ON_PAPER, ""]
+    head += _verdict(results, stages, planned) + _wrong(results)
+    head += _stages(results, stages, planned)
+    lines = [*head]
     for name, suite in SUITES.items():
         entries = [r for r in results if r["stage"] == name and "status" in r]
         if not entries:
