@@ -83,19 +83,22 @@ class Worker:
             pass_fds=(theirs,), env={**environment, _ANSWERS: str(theirs)}, start_new_session=True,
         )  # fmt: skip
         os.close(theirs)
-        self._answers, self._started = ours, False
-        self._read = b""
+        self.started = self.busy = False
+        self._answers, self._read = ours, b""
 
     def ask(self, job: Any, seconds: float) -> Answer:
         """The worker's answer to ``job``; raises Failed where it gives none in time."""
-        if not self._started:
+        self.busy = True
+        if not self.started:
             self._answer(START, "starting")
-            self._started = True
+            self.started = True
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # the read below says why
             self.process.stdin.write(json.dumps(job) + "\n")
             self.process.stdin.flush()
-        return self._answer(seconds, "answering")
+        answer = self._answer(seconds, "answering")
+        self.busy = False
+        return answer
 
     def _answer(self, seconds: float, doing: str) -> Answer:
         end = time.monotonic() + seconds
@@ -138,6 +141,7 @@ class Pool:
     workers: int = 1
 
     def __post_init__(self) -> None:
+        self._ended = False
         self._idle: list[Worker] = []
         self._all: list[Worker] = []
         self._lock = threading.Lock()
@@ -157,10 +161,15 @@ class Pool:
         worker = Worker(self.command, self.environment)
         with self._lock:
             self._all.append(worker)
+            ended = self._ended
+        if ended:  # while it was started
+            self._discard(worker)
+            raise Failed("there is no more work")
         return worker
 
     def end(self) -> None:
         with self._lock:
+            self._ended = True
             workers, self._all, self._idle = self._all, [], []
         for worker in workers:
             worker.end()
@@ -196,29 +205,29 @@ class Pool:
         def work() -> None:
             worker = None
             stillborn = 0
-            while stillborn < 2 and time.monotonic() < end:
+            while stillborn < 2 and time.monotonic() < end and not self._ended:
                 try:
                     job = waiting.get_nowait()
                 except queue.Empty:
                     break
-                worker = worker or self._take()
                 try:
+                    worker = worker or self._take()
                     answer = worker.ask(job, min(seconds, max(0.1, end - time.monotonic())))
                     stillborn = 0
                 except Failed as why:
-                    if time.monotonic() >= end:  # time is up, for which the job is not to blame
-                        self._discard(worker)
-                        worker = None
+                    if self._ended or time.monotonic() >= end:  # the job is not to blame
                         break
                     answer = {"failure": str(why), "fatal": True}
-                    stillborn = 0 if worker._started else stillborn + 1
+                    stillborn = 0 if worker is not None and worker.started else stillborn + 1
                 except Exception as error:  # ended from outside
                     answer = failure(error) | {"fatal": True}
-                if answer.get("fatal"):
+                if answer.get("fatal") and worker is not None:
                     self._discard(worker)
                     worker = None
                 answers.put((job, answer))
-            if worker is not None:
+            if worker is not None and worker.busy:
+                self._discard(worker)
+            elif worker is not None:
                 with self._lock:
                     self._idle.append(worker)
             answers.put(None)

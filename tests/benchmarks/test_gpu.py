@@ -148,6 +148,37 @@ def test_a_card_of_paper_is_told_in_everything_that_is_written(tmp_path: Path) -
     assert report.ON_PAPER in (tmp_path / "REPORT.md").read_text()
 
 
+def test_the_rehearsal_counts_what_was_not_made() -> None:
+    from fastseq.benchmarks.gpu.rehearsal import lost
+
+    def result(job: str, **answer: object) -> dict:
+        return {"stage": "rnn", "job": job, "at": 1.0, **answer}
+
+    right = [
+        result("a", status="ok"),
+        result("b", status="failed parity"),
+        result("c", passed=False),
+    ]
+    assert lost(right, {"rnn": 3}) == []  # wrong on paper: none of the run's faults
+    wrong = [result("d", failure="died"), result("e", status="error", reason="why"),
+             result("a beam 4", failure="no scores")]  # fmt: skip
+    assert lost(right + wrong, {"rnn": 8, "attention": 2}) == [
+        "rnn d: died", "rnn e: why", "rnn: 2 not reached", "attention: 2 not reached",
+    ]  # fmt: skip
+
+
+def test_stages_are_chosen() -> None:
+    from fastseq.benchmarks.gpu.__main__ import arguments, chosen
+
+    assert [s.name for s in chosen("", warm=False)] == [s.name for s in STAGES]
+    assert "compile" not in [s.name for s in chosen("", warm=True)]
+    assert [s.name for s in chosen("parity,rnn", warm=True)] == ["rnn", "parity"]
+    with pytest.raises(SystemExit):
+        arguments(["--only", "smoke,spoke"])
+    with pytest.raises(SystemExit):
+        arguments(["--resume", "/nowhere"])
+
+
 def test_stages_are_sound() -> None:
     names = [s.name for s in STAGES]
     assert names[:2] == ["facts", "smoke"] and len(set(names)) == len(names)
