@@ -27,9 +27,7 @@ def of_rnn(x: Tensor) -> str:
 
     Those of AMD's library never do. Products around the scan are torch's own matrix products.
     """
-    allowed = torch.backends.cudnn.rnn.fp32_precision == "tf32"
-    return (
-        "tf32"
-        if allowed and x.dtype == torch.float32 and limits_of(x.device).warp == 32
-        else "ieee"
-    )
+    if x.dtype != torch.float32 or limits_of(x.device).warp != 32:
+        return "ieee"
+    # torch.backends.cudnn.rnn.fp32_precision, which a module of that name hides in torch 2.10.
+    return "tf32" if torch._C._get_fp32_precision_getter("cuda", "rnn") == "tf32" else "ieee"

@@ -1,6 +1,6 @@
 """Which kernel serves a recurrent layer, and with which tiles.
 
-Knows sizes and device limits only; no tensor, no Triton.
+Knows sizes, device limits and Triton's version only; no tensor.
 """
 
 import itertools

@@ -45,11 +45,14 @@ for setting in json.loads(sys.argv[1]):
 
 
 def test_torch_settings() -> None:
-    command = [sys.executable, "-c", SCRIPT, json.dumps(list(EXPECTED))]
+    expected = EXPECTED
+    if not hasattr(torch.backends.cudnn.rnn, "fp32_precision"):  # hidden by a module, in torch 2.10
+        expected = {s: precisions for s, precisions in EXPECTED.items() if "rnn" not in s}
+    command = [sys.executable, "-c", SCRIPT, json.dumps(list(expected))]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = {setting: (a, r) for setting, a, r in map(json.loads, done.stdout.splitlines())}
-    assert found == EXPECTED
+    assert found == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
