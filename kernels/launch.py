@@ -7,7 +7,7 @@ what a device would be asked to run.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ class Launch:
     tile: str = ""  # for tables
 
     def __post_init__(self) -> None:
+        settle_key(self.kernel)
         names = self.kernel.arg_names
         self.arguments = [0 if name == "s" else self.values[name] for name in names]
         self._step = names.index("s") if "s" in names else None
@@ -37,6 +38,22 @@ class Launch:
             self.arguments[self._step] = s
         # Fused multiply-add is not Triton's default in every release.
         self.kernel[grid](*self.arguments, enable_fp_fusion=True, **self.options)
+
+
+@cache
+def settle_key(kernel: Any) -> None:
+    """Has Triton digest what a kernel calls before the kernel itself.
+
+    In its cache a kernel would otherwise have several names, by what the process ran before: a
+    function's constants are part of its caller's digest only where it was digested first.
+    """
+    python = getattr(kernel, "fn", None)
+    if not hasattr(kernel, "cache_key") or python is None:  # interpreted
+        return
+    for name in python.__code__.co_names:
+        if hasattr(called := python.__globals__.get(name), "cache_key"):
+            settle_key(called)
+    kernel.cache_key  # noqa: B018
 
 
 @contextmanager
@@ -94,5 +111,6 @@ def _tuned(kernel: Any, tiles: tuple[Any, ...], tuned_by: tuple[str, ...]) -> An
         sizes = asdict(tile)
         options = {name: sizes.pop(name) for name in ("num_warps", "num_stages")}
         configs.append(triton.Config(sizes, **options))
+    settle_key(kernel)
     tuner = triton.autotune(configs, key=list(tuned_by), do_bench=quick, cache_results=True)
     return tuner(kernel)

@@ -1,5 +1,8 @@
 """Which of a kernel's tiles is launched; no GPU."""
 
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -84,3 +87,24 @@ def test_tuner_keeps_its_choices_on_disk() -> None:
         ({"BM": 16, "BN": 32, "TMA": False}, 8, 1),
     ]
     assert launch._tuned(kernel, TILES, keys) is tuner
+
+
+def test_a_kernel_has_one_name_whatever_ran_before() -> None:
+    code = """
+import sys
+from fastseq.kernels import flash_backward, flash_decode, flash_forward, flash_tile, launch
+kernels = [flash_forward.attention_forward, flash_decode.attention_decode,
+           flash_backward.attention_backward_keys, flash_backward.attention_backward_queries]
+order = [kernels, kernels[::-1], [flash_tile.scores, *kernels]][int(sys.argv[1])]
+for kernel in order:
+    launch.settle_key(kernel)
+print(*(kernel.cache_key for kernel in kernels))
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    names = set()
+    for order in "012":
+        command = [sys.executable, "-c", code, order]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        names.add(done.stdout)
+    assert len(names) == 1 and len(names.pop().split()) == 4

@@ -22,6 +22,7 @@ OPERATORS = (
     *("index.Tensor", "_index_put_impl_", "isin.Tensor_Tensor", "div.Tensor_mode", "floor_divide"),
     *("where.self", "cat", "clamp", "minimum", "maximum", "random_.from", "random_.to"),
 )
+LARGE = 1 << 20  # elements that decide no shapes
 # Of numbers that nobody computed: the later, the larger.
 INDICES = ("argmax", "topk", "max.dim", "sort.stable", "multinomial")
 
@@ -70,7 +71,8 @@ def _compute(library: torch.library.Library, name: str) -> None:
         tensors = _tensors((args, kwargs))
         whole = not any(x.is_floating_point() or x.is_complex() for x in tensors)
         crossing = packet == "copy_" and not (args[0].is_cuda and args[1].is_cuda)
-        if crossing or not (whole or name in INDICES or packet in COMPARISONS):
+        large = any(x.numel() > LARGE for x in tensors)
+        if crossing or large or not (whole or name in INDICES or packet in COMPARISONS):
             return kernel.call_boxed(keys, *args, **kwargs)
         given = list(tree_map(_there, args))
         values = {k: _there(x) for k, x in kwargs.items() if k != "out"}
