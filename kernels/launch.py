@@ -7,7 +7,7 @@ what a device would be asked to run.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -40,19 +40,16 @@ class Launch:
         self.kernel[grid](*self.arguments, enable_fp_fusion=True, **self.options)
 
 
-@cache
 def settle_key(kernel: Any) -> None:
     """Has Triton digest what a kernel calls before the kernel itself.
 
     In its cache a kernel would otherwise have several names, by what the process ran before: a
     function's constants are part of its caller's digest only where it was digested first.
     """
-    python = getattr(kernel, "fn", None)
-    if not hasattr(kernel, "cache_key") or python is None:  # interpreted
+    if getattr(kernel, "hash", "") is not None:  # digested before, or no kernel
         return
-    for name in python.__code__.co_names:
-        if hasattr(called := python.__globals__.get(name), "cache_key"):
-            settle_key(called)
+    for name in kernel.fn.__code__.co_names:
+        settle_key(kernel.fn.__globals__.get(name))
     kernel.cache_key  # noqa: B018
 
 
