@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from ...kernels import reason
-from . import cache
+from . import cache, paper_card
 from .results import failed, read
 from .run import Run
 from .stages import STAGES, Stage
@@ -49,14 +49,23 @@ def prepared(packed: Path, folder: Path, capability: str) -> tuple[bool, str]:
     return True, f"kernels compiled beforehand: {packed.name}, {here}"
 
 
-def capability() -> str:
-    """Of the card, "" without one; asked in another process: this one holds nothing on the card."""
+def card() -> tuple[str, str]:
+    """Its capability and name, "" without one; asked in another process: this one holds nothing on
+    the card.
+    """
     code = (
         "import torch\n"
-        "if torch.cuda.is_available(): print('%d.%d' % torch.cuda.get_device_capability())"
+        "if torch.cuda.is_available():\n"
+        "    print('%d.%d' % torch.cuda.get_device_capability(), torch.cuda.get_device_name())"
     )
     asked = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    return asked.stdout.strip()
+    capability, _, name = asked.stdout.strip().partition(" ")
+    return capability, name
+
+
+def is_of_results(folder: Path) -> bool:
+    results = ROOT / "benchmarks" / "results"
+    return results in (folder.resolve(), *folder.resolve().parents)
 
 
 def chosen(only: str, warm: bool) -> list[Stage]:
@@ -86,11 +95,15 @@ def without_card() -> int:
 
 def main(given: list[str] | None = None) -> int:
     options = arguments(given)
-    if not (found := capability()):
+    capability, name = card()
+    if not capability:
         return without_card()
+    if name.startswith(paper_card.NAME) and is_of_results(options.out):
+        print(f"{name} has no results to keep: make gpu-rehearsal, or --out another folder")
+        return 2
     earlier = [r for r in read(options.resume) if not failed(r)] if options.resume else []
     with tempfile.TemporaryDirectory(prefix="fastseq-gpu-") as folder:
-        warm, word = prepared(options.cache, Path(folder), found)
+        warm, word = prepared(options.cache, Path(folder), capability)
         print(word, flush=True)
         run = Run(
             options.out, options.seconds, chosen(options.only, warm), earlier,

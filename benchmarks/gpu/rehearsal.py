@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from . import cache
-from .__main__ import PACKED, ROOT, capability, chosen, prepared
+from .__main__ import PACKED, ROOT, card, chosen, prepared
 from .faulty_worker import FAULTS
 from .results import Result, read
 from .run import Run
@@ -64,7 +64,7 @@ def compile_all() -> int:
         )  # fmt: skip
         run()
         PACKED.parent.mkdir(exist_ok=True)
-        kernels = cache.pack(Path(folder), PACKED, capability())
+        kernels = cache.pack(Path(folder), PACKED, card()[0])
     size = PACKED.stat().st_size / 2**20
     print(f"{kernels} kernels of Triton {cache.key()}, {size:.1f} MiB: {PACKED}")
     return told("compiling", lost(run.results, run.planned))
@@ -136,7 +136,7 @@ def main() -> int:
         if options.compile:
             return int(code > 0)
     with tempfile.TemporaryDirectory(prefix="fastseq-gpu-") as folder:
-        warm, word = prepared(PACKED, Path(folder), capability())
+        warm, word = prepared(PACKED, Path(folder), card()[0])
         print(word, flush=True)
         if not warm:
             print("run make gpu-cache")

@@ -28,7 +28,8 @@ def write(
     """All files that results make; pictures take seconds. The report's lines up to its tables."""
     machine = _machine(results)
     head = [f"# fastseq on {machine.get('card', 'a card')}", ""]
-    if _on_paper(machine):
+    on_paper = any(result.get("paper") for result in results)
+    if on_paper:
         head += [ON_PAPER, ""]
     head += _verdict(results, stages, planned) + _wrong(results)
     head += _stages(results, stages, planned)
@@ -38,7 +39,7 @@ def write(
         if not entries:
             continue
         record = record_of(suite, entries, machine, BUDGET, _seconds(results, name))
-        record |= {"rehearsal": True} if _on_paper(machine) else {}
+        record |= {"rehearsal": True} if on_paper else {}
         report.write_json(record, out)
         lines += ["", f"# {suite.title}", ""]
         if pictures and _drawn(record, out):
@@ -76,10 +77,6 @@ def _facts(results: Sequence[Result]) -> dict[str, Any]:
 def _machine(results: Sequence[Result]) -> dict[str, Any]:
     """Of those, what a suite's record says of the machine."""
     return {name: value for name, value in _facts(results).items() if ":" not in name}
-
-
-def _on_paper(machine: dict[str, Any]) -> bool:
-    return str(machine.get("card", "")).startswith("paper card")
 
 
 def _seconds(results: Sequence[Result], stage: str) -> float:

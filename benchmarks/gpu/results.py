@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 Result = dict[str, Any]
-COUNTED = ("compiled", "looked_up")  # of Triton, in every result
+# In every result: what Triton compiled and found, and whether the card does nothing.
+COUNTED = ("compiled", "looked_up", "paper")
 
 
 def failed(result: Result) -> bool:

@@ -48,15 +48,17 @@ def _on_paper() -> None:
 
 def performer() -> Callable[[list[str]], Answer]:
     """Does a job [stage, name]; its answer also says what was compiled for it."""
+    marked: Answer = {}
     if torch.cuda.is_available() and facts.on_paper():
         _on_paper()
+        marked = {"paper": True}
     heard = Compilations()
     performers = {stage.name: stage.perform for stage in STAGES}
 
     def perform(job: list[str]) -> Answer:
         stage, name = job
         try:
-            return performers[stage](name) | heard.take()
+            return performers[stage](name) | heard.take() | marked
         finally:
             heard.take()
 

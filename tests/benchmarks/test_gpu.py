@@ -140,11 +140,12 @@ run(Path({str(tmp_path)!r}), stage("smoke", "a"), stage("rnn", "x 2", "hang"))
 
 
 def test_a_card_of_paper_is_told_in_everything_that_is_written(tmp_path: Path) -> None:
-    results = [
-        {"stage": "facts", "job": "card", "at": 1.0, "card": "paper card (H100)"},
-        {"stage": "smoke", "job": "a", "at": 2.0, "passed": True, "error_ratios": {}},
-    ]
-    report.write(results, STAGES, {}, tmp_path)
+    stages = stage("facts", "card"), stage("rnn", "x 2")
+    run(tmp_path, *stages)
+    record = json.loads((tmp_path / "rnn.json").read_text())
+    assert "rehearsal" not in record and report.ON_PAPER not in (tmp_path / "REPORT.md").read_text()
+    report.write([{**r, "paper": True} for r in read(tmp_path)], stages, {}, tmp_path)
+    assert json.loads((tmp_path / "rnn.json").read_text())["rehearsal"] is True
     assert report.ON_PAPER in (tmp_path / "REPORT.md").read_text()
 
 
@@ -168,11 +169,14 @@ def test_the_rehearsal_counts_what_was_not_made() -> None:
 
 
 def test_stages_are_chosen() -> None:
-    from fastseq.benchmarks.gpu.__main__ import arguments, chosen
+    from fastseq.benchmarks.gpu.__main__ import ROOT, arguments, chosen, is_of_results
 
     assert [s.name for s in chosen("", warm=False)] == [s.name for s in STAGES]
     assert "compile" not in [s.name for s in chosen("", warm=True)]
     assert [s.name for s in chosen("parity,rnn", warm=True)] == ["rnn", "parity"]
+    for results in ("benchmarks/results/latest", "benchmarks/results"):
+        assert is_of_results(ROOT / results)
+    assert not is_of_results(ROOT / "build") and not is_of_results(Path("/elsewhere"))
     with pytest.raises(SystemExit):
         arguments(["--only", "smoke,spoke"])
     with pytest.raises(SystemExit):
