@@ -28,7 +28,7 @@
 /* ---- memory: an arena of addresses, so that a pointer tells whose it is ------------------------ */
 
 #define ARENA ((uintptr_t)0x100000000000ull)
-#define ARENA_SIZE (16ull << 40)
+#define ARENA_SIZE (64ull << 40)
 #define SLOTS (1 << 16)
 
 static struct {
@@ -47,7 +47,9 @@ static cudaError_t allocate(void **out, size_t size) {
     size = (size + 4095) / 4096 * 4096;
     cudaError_t outcome = cudaErrorMemoryAllocation;
     pthread_mutex_lock(&lock);
-    for (int i = 0; i < SLOTS && held + size <= MEMORY; ++i) {
+    if (!held) arena_end = ARENA;
+    int room = held + size <= MEMORY && arena_end + size <= ARENA + ARENA_SIZE;
+    for (int i = 0; i < SLOTS && room; ++i) {
         if (slots[i].size) continue;
         void *p = mmap((void *)arena_end, size, PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
