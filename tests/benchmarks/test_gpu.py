@@ -168,6 +168,23 @@ def test_the_rehearsal_counts_what_was_not_made() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("========= ERROR SUMMARY: 0 errors", {"passed": True}),
+        ("========= Invalid __global__ read\n========= ERROR SUMMARY: 3 errors", {"passed": False}),
+        ("========= Error: device not supported", {}),
+    ],
+)
+def test_what_the_sanitizer_says(said: str, expected: dict, monkeypatch) -> None:
+    from fastseq.benchmarks.gpu import stages
+
+    done = subprocess.CompletedProcess([], 0, said, "")
+    monkeypatch.setattr(stages.subprocess, "run", lambda *_, **__: done)
+    answer = stages._sanitize("a case")
+    assert answer == expected | {"sanitizer" if expected else "skipped": said}
+
+
 def test_stages_are_chosen() -> None:
     from fastseq.benchmarks.gpu.__main__ import ROOT, arguments, chosen, is_of_results
 
