@@ -6,6 +6,7 @@ No torch, no Triton: whoever only watches needs neither a card nor its memory.
 """
 
 import contextlib
+import faulthandler
 import json
 import os
 import queue
@@ -49,6 +50,7 @@ def failure(error: BaseException) -> Answer:
 
 def serve(perform: Callable[[Any], Answer]) -> None:
     """The worker's side: answers jobs until there are no more, or the process is of no more use."""
+    faulthandler.enable()  # a process that dies says where
     jobs: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(jobs,), daemon=True).start()
     with os.fdopen(int(os.environ.pop(_ANSWERS)), "w") as answers:
