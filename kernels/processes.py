@@ -119,7 +119,8 @@ class Worker:
 
     def _last_words(self) -> str:
         self.said.seek(0)
-        words = self.said.read()[-1000:].strip()
+        # faulthandler ends with a list of all extension modules.
+        words = self.said.read().split("\n\nExtension modules")[0][-1500:].strip()
         return f": {words}" if words else ""
 
     def end(self) -> None:

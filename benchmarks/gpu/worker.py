@@ -4,8 +4,10 @@ from collections.abc import Callable
 
 import torch
 import triton
+from torch.nn.attention import SDPBackend
 
 from ...kernels.processes import Answer, serve
+from .. import attention_peers
 from . import facts
 from .stages import STAGES
 
@@ -40,9 +42,10 @@ def _on_paper() -> None:
     """Where the card does nothing: what must not be asked, and what must be answered."""
     from .paper_card.integers import make_real
 
-    # cuDNN's answers are made of paper too, and torch would believe them.
+    # cuDNN's answers are made of paper too, and torch would believe them, and die of them.
     torch.backends.cudnn.enabled = False
     torch.backends.cuda.enable_cudnn_sdp(False)
+    attention_peers.BACKENDS["SDPA cuDNN"] = SDPBackend.ERROR
     _kept.append(make_real())
 
 
