@@ -17,7 +17,7 @@ PACKED = ROOT / "build" / "gpu-cache.tar.xz"
 
 
 def arguments(given: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="make gpu ARGS=…", description=__doc__)
+    parser = argparse.ArgumentParser(prog="make gpu GPU_ARGS=…", description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "latest")
     parser.add_argument("--seconds", type=float, default=480, help="for everything (480)")
     parser.add_argument(

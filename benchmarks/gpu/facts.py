@@ -1,6 +1,5 @@
 """What the card and the way to it are: ceilings, and what a launch and a grid's barrier cost."""
 
-import json
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -55,7 +54,7 @@ def card() -> Facts:
         command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
         told = subprocess.run(command, capture_output=True, text=True, timeout=20)
         found["nvidia_smi"] = told.stdout.strip() or told.stderr.strip()
-    return json.loads(json.dumps(found, default=str))
+    return found
 
 
 def launches() -> Facts:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -59,10 +60,10 @@ def _rest() -> list[str]:
     return [name for name, case in check.cases(False).items() if not case.smoke]
 
 
+@cache  # every job asks
 def _named(suite: Suite) -> dict[str, Any]:
-    cases = {f"{c.group}: {c.name}": c for c in suite.cases(torch.device("cuda"))}
-    # Groups lie scattered: what tells most comes first.
-    return dict(sorted(cases.items(), key=lambda item: not item[1].telling))
+    """A suite's cases by name, what tells most first, as the suite has them."""
+    return {f"{c.group}: {c.name}": c for c in suite.cases(torch.device("cuda"))}
 
 
 def _sanitized() -> list[str]:
@@ -91,9 +92,7 @@ def _measure(suite: Suite) -> Callable[[str], Answer]:
     def perform(name: str) -> Answer:
         from .facts import DEVICE, on_paper
 
-        entry = suite.measure(_named(suite)[name], DEVICE, BUDGET, only_right=not on_paper())
-        torch.cuda.empty_cache()
-        return entry
+        return suite.measure(_named(suite)[name], DEVICE, BUDGET, only_right=not on_paper())
 
     return perform
 
