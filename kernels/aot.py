@@ -81,7 +81,8 @@ def _source(launch: Any) -> Any:
         else:
             number = "fp32" if isinstance(value, float) else "i32"
             signature[param.name] = param.annotation_type or number
-            if specialized and value % 16 == 0:
+            aligned = specialized and not param.do_not_specialize_on_alignment
+            if aligned and value % 16 == 0:
                 attributes[(i,)] = divisible
     assert isinstance(launch.kernel, triton.JITFunction)
     return ASTSource(launch.kernel, signature, constants, attributes)

@@ -11,6 +11,7 @@ import triton.language as tl
 from .elementary import tanh
 
 RUNTIME = ("tq", "tk", "tx", "ty")
+STRIDES = ("mask_b", "mask_q", "mask_k", "ds_x", "ds_y")  # a kernel of its own where 1 alone
 
 
 @triton.jit
@@ -30,7 +31,7 @@ def _scores_at(first_query, first_key, tq, tk, BM: tl.constexpr, BN: tl.constexp
     return i.to(tl.int64) * tk + j, (i < tq) & (j < tk)
 
 
-@triton.jit(do_not_specialize=RUNTIME)
+@triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=STRIDES)
 def additive_scores(
     q, k, v, mask, scores, mask_b, mask_q, mask_k, tq, tk, D: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
@@ -106,7 +107,7 @@ def additive_softmax_backward(
         tl.store(grad_weights + at, p * (dp - along[:, None]), mask=inside)
 
 
-@triton.jit(do_not_specialize=RUNTIME)
+@triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=STRIDES)
 def additive_gradients(
     x, y, v, ds,
     grad_x,

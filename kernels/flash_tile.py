@@ -15,7 +15,10 @@ import triton.language as tl
 from .elementary import tanh
 
 # Numbers that differ from call to call or from model to model: not worth a kernel each.
-RUNTIME = ("sq", "sk", "left", "right", "seed", "threshold", "rows", "quads", "sizes", "H")
+RUNTIME = (
+    "sq", "sk", "left", "right", "seed", "threshold", "rows", "quads", "sizes", "H",
+    "lse_b", "lse_h",
+)  # fmt: skip
 LOG2E = tl.constexpr(1.4426950408889634)
 LEFT_OUT = tl.constexpr(-2.3e38)  # as in the reference: such a mask leaves the key out
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,34 +54,118 @@ def test_problems_are_found(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     assert aot.main([]) == 1
 
 
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="nothing is compiled")
-def test_head_counts_share_kernels() -> None:
-    """Another number of heads or sequences compiles nothing; another group one kernel."""
-    from fastseq.kernels import attention
+def compiled_for(launch: Callable[..., None], *arguments: object) -> dict[str, str]:
+    """Which kernels a call asks for: by number and name, what identifies their sources."""
+    from fastseq.kernels.device import assume
     from fastseq.kernels.launch import record
 
-    def sources(batch: int, heads: int, key_heads: int) -> dict[str, str]:
-        new = lambda *shape: torch.empty(shape, dtype=torch.bfloat16, device="meta")  # noqa: E731
-        q, k, bias = new(batch, heads, 96, 64), new(batch, key_heads, 96, 64), new(1, 1, 96, 96)
-        context = (bias, None, None, None, None, 0.125, -1, -1, False, 0.0, 0.0, 96, 96)
-        with record() as launches:
-            out, lse = attention.attention_forward(q, k, k, *context)
-            attention.attention_backward(out, lse, q, k, k, out, lse, *context, True)
-            for average in (False, True):
-                attention.attention_weights(q, k, lse, bias, *context[3:], average)
-            lengths = torch.empty(batch, dtype=torch.int32, device="meta")
-            attention.attention_decode(q, k, k, lengths, None, None, 0.125, -1, -1, 0.0)
-        return {
-            f"{n} {launch.kernel.__name__}": aot._source(launch).hash()
-            for n, launch in enumerate(launches)
-        }
+    assume(aot.TARGETS["sm_90"].limits)
+    with record() as launches:
+        launch(*arguments)
+    return {f"{n} {x.kernel.__name__}": aot._source(x).hash() for n, x in enumerate(launches)}
 
-    eight = sources(2, 8, 8)
-    assert len(eight) == 9
-    assert sources(3, 12, 12) == eight
-    grouped = sources(2, 12, 3)
+
+def new(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def attend(
+    batch: int, heads: int, key_heads: int, length: int, bias: bool = False, weights: bool = True
+) -> None:
+    from fastseq.kernels import attention
+
+    q, k = new(batch, heads, length, 64), new(batch, key_heads, length, 64)
+    mask = new(1, 1, length, length) if bias else None
+    context = (mask, None, None, None, None, 0.125, -1, -1, False, 0.0, 0.0, length, length)
+    out, lse = attention.attention_forward(q, k, k, *context)
+    attention.attention_backward(out, lse, q, k, k, out, lse, *context, bias)
+    for average in (False, True) if weights else ():
+        attention.attention_weights(q, k, lse, mask, *context[3:], average)
+
+
+def attend_packed(batch: int, tokens: int, longest: int) -> None:
+    from fastseq.kernels import attention
+
+    q, bounds = new(1, 8, tokens, 64), new(batch + 1, dtype=torch.int32)
+    context = (None, bounds, bounds, None, None, 0.125, -1, 0, False, 0.0, 0.0, longest, longest)
+    out, lse = attention.attention_forward(q, q, q, *context)
+    attention.attention_backward(out, lse, q, q, q, out, lse, *context, False)
+
+
+def decode(batch: int, heads: int, key_heads: int, pages: int, page: int = 0) -> None:
+    """``page`` 0: a contiguous cache of that many tokens."""
+    from fastseq.kernels import attention
+
+    cache, table = new(batch, key_heads, pages, 64), None
+    if page:
+        cache = new(batch * pages, key_heads, page, 64)
+        table = new(batch, pages, dtype=torch.int32)
+    lengths = new(batch, dtype=torch.int32)
+    q = new(batch, heads, 1, 64)
+    attention.attention_decode(q, cache, cache, lengths, table, None, 0.125, -1, -1, 0.0)
+
+
+def attend_additively(batch: int, queries: int, keys: int) -> None:
+    from fastseq.kernels import additive
+
+    q, k, v = new(batch, queries, 512), new(batch, keys, 512), new(512)
+    mask = new(batch, 1, keys, dtype=torch.bool)
+    out, weights = additive.additive_attention_forward(q, k, k, v, mask)
+    additive.additive_attention_backward(out, None, q, k, k, v, weights, mask)
+
+
+def scan(kernel: str, mode: str, hidden: int, batch: int) -> None:
+    from fastseq.kernels.rnn_builds import _scan
+
+    for backward in (False, True):
+        _scan(kernel, mode, torch.float16, hidden, batch=batch, extras=True, backward=backward)
+
+
+compiles = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") == "1", reason="nothing is compiled"
+)
+
+
+@compiles
+def test_head_counts_share_kernels() -> None:
+    """Another number of heads or sequences compiles nothing; another group one kernel."""
+    both = (2, 8, 8, 96, True), (3, 12, 12, 96, True)
+    eight, twelve = (compiled_for(attend, *arguments) for arguments in both)
+    assert len(eight) == 7
+    assert twelve == eight
+    grouped = compiled_for(attend, 2, 12, 3, 96, True)
     changed = [name for name, source in grouped.items() if source != eight[name]]
     assert changed == ["2 attention_backward_keys"]
+    assert compiled_for(decode, 2, 8, 8, 96) == compiled_for(decode, 3, 12, 3, 96)
+
+
+@compiles
+@pytest.mark.parametrize(
+    ("launch", "calls"),
+    [
+        (attend, [(2, 8, 8, 1023), (3, 8, 8, 1000), (1, 8, 8, 515)]),
+        (attend, [(2, 8, 8, 1024), (1, 8, 8, 512)]),  # whole tiles: unchecked
+        (attend_packed, [(2, 1024, 600), (3, 1001, 333), (7, 512, 100)]),
+        (decode, [(2, 32, 4, 4096), (3, 32, 4, 1001)]),
+        (decode, [(2, 32, 4, 256, 16), (3, 32, 4, 65, 16)]),
+        (attend_additively, [(8, 60, 50), (7, 33, 16), (2, 17, 48)]),
+        *(
+            (scan, [(kernel, mode, hidden, batch) for batch in (16, 15, 13)])
+            for kernel, hidden in (("step", 512), ("sequence", 64), ("persistent", 512))
+            for mode in ("LSTM", "GRU", "RNN_TANH")
+        ),
+    ],
+    ids=lambda x: x.__name__ if callable(x) else str(x[0]),
+)
+def test_batches_share_kernels(
+    launch: Callable[..., None], calls: list[tuple], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch of another size or length compiles nothing: training does not stop for it."""
+    monkeypatch.setenv("FASTSEQ_RNN_KERNEL", "")  # a scan sets both
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    first, *others = (compiled_for(launch, *arguments) for arguments in calls)
+    assert first
+    assert others == [first] * len(others)
 
 
 def test_limits_are_held() -> None:
