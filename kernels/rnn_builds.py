@@ -42,7 +42,8 @@ def _scan(
         "training": True,
     }
     os.environ["FASTSEQ_RNN_KERNEL"] = kernel
-    torch.backends.cudnn.allow_tf32 = tf32
+    if dtype == torch.float32:
+        torch.backends.cudnn.allow_tf32 = tf32
     if not backward:
         b_hh = [new(gates * hidden) for _ in each] if mode == "GRU" else []
         rnn.rnn_scan(gx, b_hh=b_hh, save=True, **shared)
