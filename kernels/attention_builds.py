@@ -1,6 +1,7 @@
 """The attention kernels that ahead-of-time builds compile: real launches, on meta tensors."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,11 +16,10 @@ Build = tuple[str, bool, Callable[[], None]]  # label, part of the quick subset,
 def _call(
     dtype: torch.dtype, dim: int, *, value_dim: int = 0, causal: bool = False, mask: str = "",
     dropout: float = 0.0, softcap: float = 0.0, alibi: bool = False, packed: bool = False,
-    backward: bool = True, weights: bool = False, tf32: bool = False,
+    backward: bool = True, weights: bool = False,
 ) -> None:  # fmt: skip
     """One call of the launchers, forward and, unless only that, backward; and the weights."""
     batch, heads, key_heads, length = 2, 8, 2, 1024
-    torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "ieee"
 
     def new(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -60,6 +60,14 @@ def _decode(
     )  # fmt: skip
 
 
+def _build(
+    call: Callable[..., None], dtype: torch.dtype, dim: int, *, tf32: bool = False, **options: Any
+) -> None:
+    """A call under a setting of float32 products that is its own, whatever was built before."""
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "ieee"
+    call(dtype, dim, **options)
+
+
 def builds(limits: Limits) -> Iterator[Build]:
     assume(limits)
     half, brain, single = torch.float16, torch.bfloat16, torch.float32
@@ -82,4 +90,4 @@ def builds(limits: Limits) -> Iterator[Build]:
     for quick, call, dtype, dim, options in cases:
         words = (k if v is True else f"{k}={v}" for k, v in options.items())
         label = " ".join([f"D={dim}", *words])
-        yield label, quick, lambda c=call, a=(dtype, dim), o=options: c(*a, **o)
+        yield label, quick, partial(_build, call, dtype, dim, **options)

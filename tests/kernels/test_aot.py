@@ -69,9 +69,7 @@ def new(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def attend(
-    batch: int, heads: int, key_heads: int, length: int, bias: bool = False, weights: bool = True
-) -> None:
+def attend(batch: int, heads: int, key_heads: int, length: int, bias: bool = False) -> None:
     from fastseq.kernels import attention
 
     q, k = new(batch, heads, length, 64), new(batch, key_heads, length, 64)
@@ -79,7 +77,7 @@ def attend(
     context = (mask, None, None, None, None, 0.125, -1, -1, False, 0.0, 0.0, length, length)
     out, lse = attention.attention_forward(q, k, k, *context)
     attention.attention_backward(out, lse, q, k, k, out, lse, *context, bias)
-    for average in (False, True) if weights else ():
+    for average in (False, True):
         attention.attention_weights(q, k, lse, mask, *context[3:], average)
 
 
@@ -165,6 +163,29 @@ def test_batches_share_kernels(
     first, *others = (compiled_for(launch, *arguments) for arguments in calls)
     assert first
     assert others == [first] * len(others)
+
+
+def test_precision_is_the_builds_own() -> None:
+    """Not what the process was set to, or left with by the build before."""
+    code = """
+import torch
+from fastseq.kernels import aot, attention_builds
+from fastseq.kernels.launch import record
+for label, _, launch in attention_builds.builds(aot.TARGETS["sm_90"].limits):
+    for left in ("tf32", "ieee"):
+        torch.backends.cuda.matmul.fp32_precision = left
+        with record() as launches:
+            launch()
+        values = launches[0].values
+        if values["q"].dtype == torch.float32:
+            print(label.split(), values["PRECISION"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert any("mask=added" in line for line in lines) and "['D=128'] tf32x3" in lines
+    for line in lines:
+        assert line.endswith("'tf32'] tf32" if "'tf32'" in line else "] tf32x3"), line
 
 
 def test_limits_are_held() -> None:
