@@ -288,12 +288,17 @@ def _steps_forward(problem: Problem, values: dict[str, Any], steps: _Steps) -> N
     if problem.row_wide:
         _rows_forward(problem, values, steps)
         return
+    rows = [steps.longest(s) for s in range(steps.T)]
+    _each_step(rnn_step.rnn_forward_step, problem, values, rows)
+
+
+def _each_step(kernel: Any, problem: Problem, values: dict[str, Any], rows: list[int]) -> None:
+    """A launch for each step, of so many rows."""
     config = step_config(problem)
-    launch = _launch(rnn_step.rnn_forward_step, values, config, 3)
+    launch = _launch(kernel, values, config, 3)
     columns = triton.cdiv(problem.hidden, config.BN)
-    for s in range(steps.T):
-        tiles = triton.cdiv(steps.longest(s), config.BM)
-        launch((columns, tiles, problem.directions), s)
+    for s, count in enumerate(rows):
+        launch((columns, triton.cdiv(count, config.BM), problem.directions), s)
 
 
 def _rows_forward(problem: Problem, values: dict[str, Any], steps: _Steps) -> None:
@@ -422,12 +427,8 @@ def _steps_backward(problem: Problem, values: dict[str, Any], steps: _Steps) -> 
     if problem.row_wide:
         _rows_backward(problem, values, steps)
         return
-    config = step_config(problem)
-    launch = _launch(rnn_step.rnn_backward_step, values, config, 3)
-    columns = triton.cdiv(problem.hidden, config.BN)
-    for s in range(steps.T + 1):
-        tiles = triton.cdiv(steps.longest(max(s - 1, 0)), config.BM)
-        launch((columns, tiles, problem.directions), s)
+    rows = [steps.longest(max(s - 1, 0)) for s in range(steps.T + 1)]
+    _each_step(rnn_step.rnn_backward_step, problem, values, rows)
 
 
 def _rows_backward(problem: Problem, values: dict[str, Any], steps: _Steps) -> None:
