@@ -204,7 +204,7 @@ def _absorb_keys(
     return dq
 
 
-@triton.jit(do_not_specialize=(*RUNTIME, "GROUP"))
+@triton.jit(do_not_specialize=RUNTIME)
 def attention_backward_queries(
     q, k, v, grad_out, lse, delta, mask, cu_q, cu_k, slopes, grad_q,
     q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, grad_out_b, grad_out_h, grad_out_s, lse_b, lse_h,

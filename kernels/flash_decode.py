@@ -11,7 +11,7 @@ import triton.language as tl
 from .flash_tile import RUNTIME, absorb, lse_of, scores
 
 
-@triton.jit(do_not_specialize=(*RUNTIME, "GROUP", "splits", "lse_part", "table_b"))
+@triton.jit(do_not_specialize=(*RUNTIME, "splits", "lse_part", "table_b"))
 def attention_decode(
     q, k, v, out, lse, lengths, block_table, slopes,
     q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s,

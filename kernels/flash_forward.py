@@ -48,7 +48,7 @@ def _absorb_tiles(
     return acc, m, l
 
 
-@triton.jit(do_not_specialize=(*RUNTIME, "GROUP"))
+@triton.jit(do_not_specialize=RUNTIME)
 def attention_forward(
     q, k, v, out, lse, mask, cu_q, cu_k, slopes,
     q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, out_b, out_h, out_s, lse_b, lse_h,

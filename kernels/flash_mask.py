@@ -12,7 +12,7 @@ from .flash_backward import gradient_of_scores, load_sums
 from .flash_tile import RUNTIME, tile_product, tiles_seen
 
 
-@triton.jit(do_not_specialize=(*RUNTIME, "B", "GROUP", "parts"))
+@triton.jit(do_not_specialize=(*RUNTIME, "B", "parts"))
 def attention_backward_mask(
     q, k, v, grad_out, lse, delta, mask, slopes,
     grad_mask,  # (parts, *mask.shape)

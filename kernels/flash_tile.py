@@ -16,7 +16,7 @@ from .elementary import tanh
 
 # Numbers that differ from call to call or from model to model: not worth a kernel each.
 RUNTIME = (
-    "sq", "sk", "left", "right", "seed", "threshold", "rows", "quads", "sizes", "H",
+    "sq", "sk", "left", "right", "seed", "threshold", "rows", "quads", "sizes", "H", "GROUP",
     "lse_b", "lse_h",
 )  # fmt: skip
 LOG2E = tl.constexpr(1.4426950408889634)

@@ -38,7 +38,7 @@ def _of_head(
     return p
 
 
-@triton.jit(do_not_specialize=(*RUNTIME, "GROUP"))
+@triton.jit(do_not_specialize=RUNTIME)
 def attention_weights(
     q, k, lse, weights, mask, slopes,
     q_b, q_h, q_s, k_b, k_h, k_s, lse_b, lse_h, mask_b, mask_h, mask_q, mask_k, slopes_b,
