@@ -100,14 +100,16 @@ def check(
             yield name, {"passed": False, **answer}
 
 
+def over(answer: Answer) -> dict[str, float]:
+    """Error ratios that are more than is allowed, or no number."""
+    return {name: ratio for name, ratio in answer["error_ratios"].items() if not ratio <= 1}
+
+
 def told(name: str, answer: Answer) -> str:
     """An outcome in a line."""
     if answer["passed"]:
         return f"skipped {name}: {answer['skipped']}" if "skipped" in answer else f"ok      {name}"
-    wrong = answer.get("failure")
-    if wrong is None:
-        wrong = {k: v for k, v in answer["error_ratios"].items() if not v <= 1}
-    return f"FAILED  {name}: {wrong}"
+    return f"FAILED  {name}: {answer['failure'] if 'failure' in answer else over(answer)}"
 
 
 def main(arguments: list[str] | None = None) -> int:

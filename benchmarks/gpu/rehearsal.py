@@ -18,7 +18,7 @@ import torch
 from . import cache
 from .__main__ import PACKED, ROOT, card, chosen, prepared
 from .faulty_worker import FAULTS
-from .results import Result, read
+from .results import Result, kernels, read
 from .run import Run
 from .stages import STAGES
 
@@ -82,8 +82,7 @@ def whole(folder: Path) -> int:
     stages = chosen("", warm=True)
     run = Run(OUT, 3600, stages, settings=settings(folder), processes=PROCESSES)
     run()
-    compiled = Counter(name for r in run.results for name in r.get("compiled", ()))
-    looked_up = sum(r.get("looked_up", 0) for r in run.results)
+    compiled, looked_up = kernels(run.results)
     figures = lost(run.results, run.planned)
     print(f"kernels looked up: {looked_up}, compiled: {sum(compiled.values())} {dict(compiled)}")
     print(f"figures made: {len(run.results)}, lost: {len(figures)}")
@@ -99,9 +98,9 @@ def with_faults(folder: Path) -> int:
         for s in STAGES
     ]
     Run(out, 1800, stages, settings=settings(folder), command=FAULTY, processes=PROCESSES)()
-    wrong = []
+    wrong, record = [], read(out)
     for stage in stages:
-        results = [r for r in read(out) if r["stage"] == stage.name]
+        results = [r for r in record if r["stage"] == stage.name]
         jobs = stage.jobs()
         expected = min(len(FAULTS), len(jobs)) if results else 0
         failures = sum("failure" in r for r in results)
@@ -118,8 +117,8 @@ def short(folder: Path, seconds: float = 90) -> int:
     text = (out / "REPORT.md").read_text()
     wrong = [] if len(read(out)) == len(run.results) else ["results.jsonl is not what was made"]
     wrong += [f"{s.name} is not in the report" for s in STAGES if f"| {s.title} |" not in text]
-    cut = [s for s in STAGES if len([r for r in run.results if r["stage"] == s.name])
-           < run.planned[s.name]]  # fmt: skip
+    done = Counter(r["stage"] for r in run.results)
+    cut = [s for s in STAGES if done[s.name] < run.planned[s.name]]
     wrong += [] if len(cut) > len(STAGES) / 2 else ["time did not run out"]
     wrong += [
         f"blamed for the time: {r['stage']} {r['job']}" for r in run.results if "failure" in r

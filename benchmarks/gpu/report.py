@@ -4,15 +4,15 @@ Seven files beside results.jsonl: REPORT.md, and a record and a picture of each 
 """
 
 import sys
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
 
+from ...kernels.check import over
 from .. import report
 from ..suite import record_of
-from .results import COUNTED, Result, failed, read
+from .results import Result, failed, found_by, kernels, read
 from .stages import BUDGET, PARITY, STAGES, SUITES, Stage
 
 ON_PAPER = (
@@ -68,9 +68,8 @@ def _facts(results: Sequence[Result]) -> dict[str, Any]:
     """What the first stage found, in one table."""
     facts: dict[str, Any] = {}
     for result in _of(results, "facts"):
-        own = {k: v for k, v in result.items() if k not in ("stage", "job", "at", *COUNTED)}
         prefix = "" if result["job"] in ("card", "ceilings") else f"{result['job']}: "
-        facts |= {f"{prefix}{name}": value for name, value in own.items()}
+        facts |= {f"{prefix}{name}": value for name, value in found_by(result).items()}
     return facts
 
 
@@ -106,8 +105,7 @@ def _verdict(
             )
             worst = sorted(good, key=lambda r: r["speedup"])[:5]
             lines += [f"  - {r['speedup']:.2f}× {r['case']}{_bound(r)}" for r in worst]
-    compiled = Counter(name for result in results for name in result.get("compiled", ()))
-    found = sum(result.get("looked_up", 0) for result in results)
+    compiled, found = kernels(results)
     lines.append(f"- Kernels found compiled: {found}; compiled here: {sum(compiled.values())}")
     lines += [f"  - {count} of {name}" for name, count in compiled.most_common(8)]
     earlier = sum(bool(result.get("earlier")) for result in results)
@@ -130,8 +128,7 @@ def _wrong(results: Sequence[Result]) -> list[str]:
     for result in filter(failed, results):
         reason = result.get("failure") or result.get("reason") or result.get("sanitizer")
         if reason is None and "error_ratios" in result:
-            wrong = {k: v for k, v in result["error_ratios"].items() if not v <= 1}
-            reason = f"error over the allowed: {wrong}"
+            reason = f"error over the allowed: {over(result)}"
         elif reason is None:
             reason = f"parity: {result.get('parity')}"
         text = " ".join(str(reason).split()).replace("|", "¦")[:300]

@@ -1,8 +1,12 @@
 """Results as they stand in results.jsonl: a dictionary a job, with its stage, name and time."""
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from ...kernels.check import over
 
 Result = dict[str, Any]
 # In every result: what Triton compiled and found, and whether the card does nothing.
@@ -28,10 +32,20 @@ def told(result: Result) -> str:
     if "skipped" in result:
         return f"skipped {text}: {result['skipped']}"
     if "passed" in result:
-        wrong = {k: v for k, v in result.get("error_ratios", {}).items() if not v <= 1}
+        wrong = over(result) if "error_ratios" in result else {}
         return f"ok      {text}" if result["passed"] else f"WRONG   {text}: {wrong}"
-    own = {k: v for k, v in result.items() if k not in ("stage", "job", "at", *COUNTED)}
-    return f"        {text}: {own}"
+    return f"        {text}: {found_by(result)}"
+
+
+def found_by(result: Result) -> dict[str, Any]:
+    """What a job answered, without what stands in every result."""
+    return {k: v for k, v in result.items() if k not in ("stage", "job", "at", *COUNTED)}
+
+
+def kernels(results: Sequence[Result]) -> tuple[Counter[str], int]:
+    """Those that Triton compiled, by name, and how many it found compiled."""
+    compiled = Counter(name for result in results for name in result.get("compiled", ()))
+    return compiled, sum(result.get("looked_up", 0) for result in results)
 
 
 def read(folder: Path) -> list[Result]:
