@@ -33,7 +33,10 @@ from .nn import (
     TransformerEncoder,
     TransformerEncoderLayer,
 )
+from .integrations import opacus as _opacus
 from .patch import PatchReport, patch, patch_torch, unpatch
+
+_opacus.register()
 
 __version__ = "0.1.0"
 

@@ -1,11 +1,14 @@
 """fastseq.patch, unpatch, patch_torch."""
 
+import abc
 import copy
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
 
@@ -121,7 +124,7 @@ def test_what_is_left_and_why() -> None:
     report = fastseq.patch(model)
     assert report.swapped == {"lstm": "fastseq.nn.rnn.LSTM"}
     assert report.left.keys() == {"own", "replaced", "ours"}
-    assert "may differ from its base class" in report.left["own"]
+    assert "has its own forward; derive it from fastseq.nn.rnn.GRU" in report.left["own"]
     assert "replaced on the instance" in report.left["replaced"]
     assert report.left["ours"] == "already fastseq.nn.rnn.GRU"
     assert type(model["own"]) is Own and torch.equal(model["own"](x)[0], expected)
@@ -185,33 +188,153 @@ def test_compiled_before_and_after() -> None:
     torch.testing.assert_close(compiled(x)[0], expected)
 
 
-def names_now() -> dict[str, type]:
-    return {name: getattr(torch.nn, name) for name in NAMES}
+class Plain(torch.nn.GRU):
+    """Somebody's subclass that computes as its base class does."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        torch.nn.GRU.__init__(self, *args, **kwargs)
+        self.calls = 0
+
+    def count(self) -> int:
+        self.calls += 1
+        return self.calls
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        self.fresh = True
+
+
+class Mixin(abc.ABC, torch.nn.RNNBase):
+    @abc.abstractmethod
+    def initial(self) -> Any: ...
+
+
+class Forecasting(Mixin, torch.nn.LSTM):
+    """As pytorch-forecasting has them."""
+
+    def initial(self) -> Any:
+        return None
+
+
+class Named(torch.nn.GRU):
+    """It knows one of our names by something else."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.layer_norm = torch.nn.LayerNorm(4)
+
+
+class Helper(torch.nn.GRU):
+    def _layers(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize("kind", [Plain, Forecasting])
+def test_subclasses(kind: Any) -> None:
+    """Their methods, isinstance and pickling stay; the computation is ours."""
+    module = kind(3, 4)
+    x = torch.randn(5, 2, 3)
+    expected = module(x)
+    ours = "LSTM" if kind is Forecasting else "GRU"
+    report = fastseq.patch(module)
+    assert report.swapped == {
+        "": f"fastseq.nn.rnn.{ours} under tests.test_patch.{kind.__qualname__}"
+    }
+    assert isinstance(module, kind) and isinstance(module, getattr(fastseq, ours))
+    assert type(module).forward is getattr(fastseq, ours).forward
+    assert repr(module) == repr(kind(3, 4)) and type(module).__name__ == kind.__name__
+    torch.testing.assert_close(module(x), expected)
+    assert kind is Forecasting or module.count() == 1
+    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert type(twin) is type(module)
+        torch.testing.assert_close(twin(x), expected)
+    assert fastseq.patch(module).left[""].startswith("already")
+    fastseq.unpatch(module)
+    assert type(module) is kind
+    torch.testing.assert_close(module(x), expected)
+
+
+@pytest.mark.parametrize("kind, name", [(Named, "layer_norm"), (Helper, "_layers")])
+def test_names_that_would_clash(kind: Any, name: str) -> None:
+    module = kind(3, 4)
+    assert name in fastseq.patch(module).left[""]
+    assert type(module) is kind
+
+
+def test_fully_sharded(tmp_path: Path) -> None:
+    """The class that fully_shard made around torch's is made anew around ours."""
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1
+    )
+    try:
+        model = torch.nn.Sequential(torch.nn.Linear(3, 3), Plain(3, 4), torch.nn.GRU(3, 4))
+        plain = copy.deepcopy(model)
+        mesh = torch.distributed.init_device_mesh("cpu", (1,))
+        for part in model:
+            fully_shard(part, mesh=mesh)
+        assert fastseq.patch(model).swapped == {
+            "1": "fastseq.nn.rnn.GRU under tests.test_patch.Plain",
+            "2": "fastseq.nn.rnn.GRU",
+        }
+        for part in model[1:]:
+            assert isinstance(part, FSDPModule) and isinstance(part, fastseq.GRU)
+            assert type(part).forward is fastseq.GRU.forward
+        x = torch.randn(5, 2, 3)
+        for at in (1, 2):
+            out, expected = model[at](x)[0], plain[at](x)[0]
+            torch.testing.assert_close(out, expected)
+            out.sum().backward()
+            expected.sum().backward()
+            for p, q in zip(model[at].parameters(), plain[at].parameters(), strict=True):
+                torch.testing.assert_close(p.grad.full_tensor(), q.grad)
+        assert fastseq.unpatch(model).swapped["2"] == "torch.nn.modules.rnn.GRU"
+        assert type(model[2]).__name__ == "FSDPGRU" and not isinstance(model[2], fastseq.GRU)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def constructors_now() -> list[Any]:
+    return [*(theirs.__init__ for theirs in COUNTERPARTS), F.scaled_dot_product_attention]
 
 
 def test_patch_torch() -> None:
-    before = names_now()
+    before, imported_before = constructors_now(), torch.nn.LSTM
+    plain = torch.nn.LSTM(3, 4)
     with fastseq.patch_torch():
         model = Tagger()
         assert type(model.again) is fastseq.GRU and type(model.cell) is fastseq.GRUCell
-        assert torch.nn.modules.rnn.LSTM is torch.nn.modules.LSTM is fastseq.LSTM
+        assert type(imported_before(3, 4)) is fastseq.LSTM
         assert isinstance(model.again, torch.nn.GRU)
         torch.nn.LSTM(3, 4, num_layers=2, dropout=0.1)(torch.randn(5, 2, 3))
-    assert names_now() == before
-    assert torch.nn.modules.rnn.LSTM is before["LSTM"]
+        # What was there before, and what is somebody else's, goes on.
+        assert isinstance(plain, torch.nn.LSTM)
+        assert type(pickle.loads(pickle.dumps(plain))) is torch.nn.LSTM
+        assert type(copy.deepcopy(plain)) is torch.nn.LSTM
+        own = Plain(3, 4)
+        assert type(own) is Plain and own.fresh
+        assert torch.nn.GRU.forward(own, torch.randn(5, 2, 3))[0].shape == (5, 2, 4)
+    assert constructors_now() == before
     assert isinstance(model.again, torch.nn.GRU)
+    assert type(torch.nn.GRU(3, 4)) is torch.nn.GRU
 
 
-def test_patch_torch_nests_and_survives_exceptions() -> None:
-    before = names_now()
-    with fastseq.patch_torch():
-        with fastseq.patch_torch():
-            assert torch.nn.LSTM is fastseq.LSTM
-        assert torch.nn.LSTM is fastseq.LSTM
-        with pytest.raises(ZeroDivisionError), fastseq.patch_torch():
-            raise ZeroDivisionError
-        assert torch.nn.LSTM is fastseq.LSTM
-    assert names_now() == before
+@pytest.mark.parametrize("functional", [False, True])
+def test_patch_torch_in_any_order(functional: bool) -> None:
+    """Contexts nest, overlap, are left in the order they were entered, and survive exceptions."""
+    before = constructors_now()
+    first, second = fastseq.patch_torch(functional), fastseq.patch_torch()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert type(torch.nn.LSTM(3, 4)) is fastseq.LSTM
+    assert F.scaled_dot_product_attention is before[-1]
+    with pytest.raises(ZeroDivisionError), fastseq.patch_torch(functional):
+        raise ZeroDivisionError
+    assert type(torch.nn.LSTM(3, 4)) is fastseq.LSTM
+    second.__exit__(None, None, None)
+    assert constructors_now() == before
 
 
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")
@@ -236,7 +359,8 @@ class Translator(Module):
         super().__init__()
 
         class Own(torch.nn.TransformerEncoderLayer):
-            pass
+            def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+                return super().forward(*args, **kwargs)
 
         self.core = torch.nn.Transformer(8, 2, 1, 1, 12, dropout=0.0, batch_first=True)
         self.own = Own(8, 2, 12, dropout=0.0, batch_first=True)
@@ -268,7 +392,7 @@ def test_attention_and_transformers(training: bool) -> None:
         "own.self_attn": "fastseq.nn.attention.MultiheadAttention",
         "pool": "fastseq.nn.attention.MultiheadAttention",
     }
-    assert report.left.keys() == {"own"} and "may differ" in report.left["own"]
+    assert report.left.keys() == {"own"} and "its own forward" in report.left["own"]
     assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
     assert repr(model) == printed
     torch.testing.assert_close(model(*data), expected)
@@ -288,9 +412,7 @@ def test_padding_that_torch_would_compute_stays() -> None:
 
 
 def test_patch_torch_reaches_attention() -> None:
-    names = [theirs.__name__ for theirs in COUNTERPARTS]
-    before = {name: getattr(torch.nn, name) for name in names}
-    sdpa = torch.nn.functional.scaled_dot_product_attention
+    before, sdpa = constructors_now(), F.scaled_dot_product_attention
     with fastseq.patch_torch(functional=True):
         model = Translator()
         assert type(model.core) is fastseq.Transformer
@@ -304,8 +426,6 @@ def test_patch_torch_reaches_attention() -> None:
         torch.testing.assert_close(out, sdpa(q, q, q))
         with pytest.raises(RuntimeError):  # torch's, by way of ours
             attend(q, q[..., :3], q)
-    assert {name: getattr(torch.nn, name) for name in names} == before
-    assert torch.nn.modules.transformer.MultiheadAttention is torch.nn.MultiheadAttention
-    assert torch.nn.functional.scaled_dot_product_attention is sdpa
+    assert constructors_now() == before
     with fastseq.patch_torch():
-        assert torch.nn.functional.scaled_dot_product_attention is sdpa
+        assert F.scaled_dot_product_attention is sdpa

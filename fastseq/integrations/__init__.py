@@ -1,1 +1,1 @@
-"""fastseq inside other libraries; each module registers on request, never on import."""
+"""fastseq inside other libraries; each module registers on request, Opacus' when both are there."""
