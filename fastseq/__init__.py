@@ -6,7 +6,7 @@ from pathlib import Path as _Path
 if (_Path(__file__).parent.parent / "setup.py").is_file():
     __path__.append(str(_Path(__file__).parent.parent))
 
-from . import nn, ops
+from . import _extension, nn, ops
 from .config import show_config
 from .functional import (
     flash_attn_func,
@@ -15,6 +15,7 @@ from .functional import (
     scaled_dot_product_attention,
 )
 from .functional_additive import additive_attention
+from .integrations import opacus as _opacus
 from .nn import (
     GRU,
     LSTM,
@@ -33,9 +34,9 @@ from .nn import (
     TransformerEncoder,
     TransformerEncoderLayer,
 )
-from .integrations import opacus as _opacus
 from .patch import PatchReport, patch, patch_torch, unpatch
 
+_extension.warn_if_missing()
 _opacus.register()
 
 __version__ = "0.1.0"

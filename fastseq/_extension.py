@@ -2,6 +2,7 @@
 
 import functools
 import json
+import warnings
 from pathlib import Path
 from types import ModuleType
 
@@ -40,6 +41,23 @@ def available() -> bool:
 def reason() -> str | None:
     """Why the CPU kernels are missing, or None."""
     return _load()[1]
+
+
+def warn_if_missing() -> None:
+    """One warning for who would else wonder why nothing is faster."""
+    if reason() is None:
+        return
+    import torch
+
+    from . import kernels
+
+    if not (kernels.available() and torch.cuda.device_count()):
+        warnings.warn(
+            "fastseq has no kernels here: its layers run torch's own code, no faster. "
+            f"{reason()}. `fastseq info` shows what serves what.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def capability() -> str | None:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .ops.attention import attention, attention_decode, torch_is_quicker
+from .ops.registration import has_kernels
 
 _torch_attention = F.scaled_dot_product_attention  # patch_torch may put ours there
 _SERVED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -47,8 +48,9 @@ def scaled_dot_product_attention(
     """
     extras = window_size != (-1, -1) or softcap or alibi_slopes is not None or return_lse
     plain = not extras and attn_mask is None and dropout_p == 0 and key.dim() > 1
-    short = plain and torch_is_quicker(query, key, value)
-    if short or not _fits(query, key, value, attn_mask, dropout_p, enable_gqa):
+    torchs = plain and torch_is_quicker(query, key, value)
+    torchs = torchs or not (extras or has_kernels(query.device.type))
+    if torchs or not _fits(query, key, value, attn_mask, dropout_p, enable_gqa):
         result = _torch_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )

@@ -116,7 +116,7 @@ def _our_class(module: Module, kind: type[Module]) -> type[Module] | str | None:
     instance = {*vars(module), *module._modules, *module._parameters, *module._buffers}
     if clash := added & instance:
         return f"its {', '.join(sorted(clash))} has a meaning in {_name(ours)}"
-    return ours if kind is base else _mixed(kind, ours)
+    return ours if kind is base else _mixed(kind, ours)  # type: ignore[arg-type]
 
 
 def _torch_class(module: Module, kind: type[Module]) -> type[Module] | str | None:
@@ -148,11 +148,11 @@ def _names(kind: type, base: type) -> set[str]:
 
 
 @functools.cache
-def _mixed(own: type[Module], ours: type[Module]) -> type[Module]:
+def _mixed(own: Any, ours: Any) -> Any:
     """``own``, a subclass of torch's class, on our class: its methods go before ours."""
 
     def __reduce_ex__(self: Module, protocol: Any) -> Any:
-        make, arguments, *state = super(kind, self).__reduce_ex__(protocol)  # type: ignore[misc]
+        make, arguments, *state = super(kind, self).__reduce_ex__(protocol)
         if make is copyreg.__newobj__:  # type: ignore[attr-defined]
             return _remade, (own, ours), *state
         return make, arguments, *state
@@ -164,11 +164,13 @@ def _mixed(own: type[Module], ours: type[Module]) -> type[Module]:
         "__reduce_ex__": __reduce_ex__,  # the class is found by its bases, not by its name
         "_mixed_of": (own, ours),
     }
-    kind = types.new_class(own.__name__, (own, ours), exec_body=lambda ns: ns.update(namespace))
+    kind: Any = types.new_class(
+        own.__name__, (own, ours), exec_body=lambda ns: ns.update(namespace)
+    )
     return kind
 
 
-def _remade(own: type[Module], ours: type[Module]) -> Module:
+def _remade(own: Any, ours: Any) -> Any:
     kind = _mixed(own, ours)
     return kind.__new__(kind)
 
@@ -221,7 +223,7 @@ class _Everywhere:
             self.originals = {}
         if self.functional and self.attention is None:
             self.attention = F.scaled_dot_product_attention
-            F.scaled_dot_product_attention = scaled_dot_product_attention
+            F.scaled_dot_product_attention = scaled_dot_product_attention  # type: ignore[assignment]
         elif not self.functional and self.attention is not None:
             F.scaled_dot_product_attention = self.attention
             self.attention = None

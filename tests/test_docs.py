@@ -15,6 +15,14 @@ SETTINGS = re.compile(r"```toml\n(# fastseq train (\w+) .*?)```", re.DOTALL)
 SETTINGS_OF = {task: text for text, task in SETTINGS.findall((DOCS / "training.md").read_text())}
 
 
+def test_nothing_is_installed_by_a_name_of_others():
+    """``fastseq`` on the package index is another project."""
+    root = DOCS.parent
+    texts = [*root.glob("*.md"), *root.glob("docs/*.md"), *root.glob("fastseq/**/*.py")]
+    assert len(texts) > 100
+    assert not [p for p in texts if re.search(r"pip install [\"']?fastseq", p.read_text())]
+
+
 @pytest.mark.parametrize("name", ["models", "tutorial"])
 def test_marked_blocks_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -25,7 +25,7 @@ def _library():
         import tokenizers
     except ImportError:
         raise ImportError(
-            "tokenizers is not installed: pip install fastseq[models]", name="tokenizers"
+            "tokenizers is not installed: pip install tokenizers", name="tokenizers"
         ) from None
     return tokenizers
 

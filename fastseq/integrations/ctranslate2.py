@@ -1,4 +1,4 @@
-"""``Transformer`` and ``GPT`` as models of CTranslate2 (pip install fastseq[ctranslate2]).
+"""``Transformer`` and ``GPT`` as models of CTranslate2 (pip install ctranslate2).
 
 >>> from fastseq.integrations.ctranslate2 import convert
 >>> convert("out/best", "ct2", quantization="int8")
@@ -183,7 +183,7 @@ def _vocabulary(path: Path) -> list[str]:
     try:
         import tokenizers
     except ImportError:
-        raise ImportError(f"reading {path} needs tokenizers: pip install fastseq[models]") from None
+        raise ImportError(f"reading {path} needs it: pip install tokenizers") from None
     inner = tokenizers.Tokenizer.from_file(str(path))
     return [token for token, _ in sorted(inner.get_vocab().items(), key=lambda item: item[1])]
 
@@ -193,7 +193,5 @@ def _library() -> tuple[Any, Any]:
         import ctranslate2.converters
         import ctranslate2.specs
     except ImportError:
-        raise ImportError(
-            "converting needs CTranslate2: pip install fastseq[ctranslate2]"
-        ) from None
+        raise ImportError("converting needs CTranslate2: pip install ctranslate2") from None
     return ctranslate2.specs, ctranslate2.converters

@@ -212,9 +212,7 @@ def _safetensors() -> Any:
     try:
         import safetensors.torch
     except ImportError:
-        raise ImportError(
-            "models are kept in safetensors files: pip install fastseq[models]"
-        ) from None
+        raise ImportError("models are kept in safetensors files: pip install safetensors") from None
     return safetensors
 
 

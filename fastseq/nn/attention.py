@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..ops.attention import attention, attention_and_weights, torch_is_quicker
 from ..ops.gemm import linear
+from ..ops.registration import has_kernels
 from . import _extras
 
 
@@ -121,6 +122,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         alone = query is key is value
         if (
             dims not in (2, 3)
+            or not has_kernels(device.type)
             or dtype not in _extras.SERVED_DTYPES
             or (is_causal and attn_mask is None)
             or any(

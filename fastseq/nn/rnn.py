@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from ..ops.packing import packing
+from ..ops.registration import has_kernels
 from ..ops.rnn import rnn_layer
+from ..ops.traced import is_traced
 from . import _dynamo, _extras
 
 _OPTIONS = ("layer_norm", "zoneout", "recurrent_dropout", "recompute")
@@ -226,6 +228,8 @@ class _Recurrent(torch.nn.RNNBase):
         weights: list[Any],
     ) -> tuple[Tensor, States]:
         """All layers over packed rows (N, I): rows (N, D·P) and the final states."""
+        if not (has_kernels(rows.device.type) or is_traced() or self._has_options()):
+            return self._torchs_layers(rows, batch_sizes, states, weights)
         directions = 2 if self.bidirectional else 1
         each = len(weights) // (self.num_layers * directions)
         dtype = self._autocast_dtype(batch_sizes is not None, states)
@@ -261,6 +265,28 @@ class _Recurrent(torch.nn.RNNBase):
         if dtype is not None:
             output, ends = output.to(dtype), tuple(state.to(dtype) for state in ends)
         return output, ends
+
+    def _has_options(self) -> bool:
+        return any(getattr(self, option) for option in _OPTIONS)
+
+    def _torchs_layers(
+        self,
+        rows: Tensor,
+        batch_sizes: Tensor | None,
+        states: States,
+        weights: list[Any],
+    ) -> tuple[Tensor, States]:
+        """``_layers`` by torch's own operator, where it is quicker than plain code of ours."""
+        operator = getattr(torch, self.mode.lower())
+        hx = states if self.mode == "LSTM" else states[0]
+        options = (self.bias, self.num_layers, self.dropout, self.training, self.bidirectional)
+        if batch_sizes is None:
+            steps = rows.unflatten(0, (-1, states[0].shape[1]))
+            output, *ends = operator(steps, hx, weights, *options, False)
+            output = output.flatten(0, 1)
+        else:
+            output, *ends = operator(rows, batch_sizes, hx, weights, *options)
+        return output, tuple(ends)
 
     def _autocast_dtype(self, packed: bool, states: States) -> torch.dtype | None:
         """The dtype that torch's results have under CPU autocast where it is not autocast's.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.transformer import _detect_is_causal_mask
 
+from ..ops.registration import has_kernels
 from ..ops.traced import eager_inference
 from .attention import MultiheadAttention
 
@@ -225,6 +226,8 @@ class TransformerEncoder(torch.nn.TransformerEncoder):
     ) -> bool:
         """Whether our packed layers serve the call; a mask then is causal."""
         if torch.compiler.is_compiling() or src.dim() != 3 or src.is_nested:
+            return False
+        if not has_kernels(src.device.type):
             return False
         batch_first = self.layers[0].self_attn.batch_first
         return (

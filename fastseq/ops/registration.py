@@ -6,8 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import kernels
+from .. import _extension, kernels
 from .traced import is_traced
+
+# Whether kernels of ours serve a device; elsewhere torch's own layers are quicker than plain code.
+_KERNELS = {"cpu": _extension.load(), "cuda": kernels.available(), "meta": True}
+
+
+def has_kernels(device_type: str) -> bool:
+    """Whether operators run in C++ or Triton on such a device, not in plain PyTorch."""
+    return _KERNELS.get(device_type, False)
 
 
 def register(library: Any, name: str, plain: Callable, fake: Callable) -> None:

@@ -11,7 +11,7 @@ def _sacrebleu():
         import sacrebleu
     except ImportError:
         raise ImportError(
-            "sacrebleu is not installed: pip install fastseq[models]", name="sacrebleu"
+            "sacrebleu is not installed: pip install sacrebleu", name="sacrebleu"
         ) from None
     return sacrebleu
 

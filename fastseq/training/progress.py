@@ -47,7 +47,7 @@ class Report:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            self.console.print("no TensorBoard log: pip install fastseq[models]")
+            self.console.print("no TensorBoard log: pip install tensorboard")
             return None
         return SummaryWriter(str(folder), purge_step=step + 1)
 

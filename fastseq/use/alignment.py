@@ -142,6 +142,6 @@ def new_figure(**options: Any) -> Any:
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError(
-            "matplotlib is not installed: pip install fastseq[demo]", name="matplotlib"
+            "matplotlib is not installed: pip install matplotlib", name="matplotlib"
         ) from None
     return Figure(**options)

@@ -69,7 +69,7 @@ def serve(translator: Translator, name: str, port: int, show: bool) -> None:
         from nicegui import ui
     except ImportError as error:
         raise ImportError(
-            f"{error.name} is not installed: pip install fastseq[demo]", name=error.name
+            f"{error.name} is not installed: pip install {error.name}", name=error.name
         ) from None
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -122,5 +122,5 @@ def test_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileExistsError, match="force=True replaces it"):
         convert(model, tmp_path)
     monkeypatch.setitem(sys.modules, "ctranslate2.converters", None)
-    with pytest.raises(ImportError, match=r"pip install fastseq\[ctranslate2\]"):
+    with pytest.raises(ImportError, match="pip install ctranslate2"):
         convert(model, tmp_path / "out")

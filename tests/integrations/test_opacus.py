@@ -40,5 +40,5 @@ def test_options_are_not_lost() -> None:
 
     model = torch.nn.Sequential(fastseq.GRU(3, 4, zoneout=0.1))
     assert ModuleValidator.validate(model)
-    with pytest.raises(ValueError, match="torch has no zoneout=0.1"):
+    with pytest.raises(ValueError, match=r"torch has no zoneout=0\.1"):
         ModuleValidator.fix(model)

@@ -104,5 +104,5 @@ def test_a_port_that_is_taken_is_told(transformer):
 def test_what_is_not_installed_is_named(transformer, monkeypatch, name):
     pytest.importorskip("matplotlib")
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match=rf"{name} is not installed: pip install fastseq\[demo\]"):
+    with pytest.raises(ImportError, match=f"{name} is not installed: pip install {name}"):
         serve(Translator.open(transformer.folder), "x", 1, show=False)
