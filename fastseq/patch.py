@@ -3,6 +3,7 @@
 import copyreg
 import functools
 import itertools
+import threading
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -209,8 +210,13 @@ class _Everywhere:
         self.modules = self.functional = 0  # contexts that ask for it
         self.originals: dict[type[Module], Any] = {}
         self.attention: Any = None
+        self.lock = threading.Lock()
 
     def change(self, by: int, functional: bool) -> None:
+        with self.lock:
+            self._change(by, functional)
+
+    def _change(self, by: int, functional: bool) -> None:
         self.modules += by
         self.functional += by * functional
         if self.modules and not self.originals:

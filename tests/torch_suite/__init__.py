@@ -1,0 +1,1 @@
+"""PyTorch's own tests of recurrent, attention and transformer modules, on fastseq's."""
