@@ -2,9 +2,9 @@
 
     python -m tests.torch_suite PYTORCH/test [--only WORDS] [--out torch_suite.md]
 
-The folder is ``test/`` of PyTorch's sources, of the version that is installed or near it. Tests that
-fail on torch's own modules count for nothing. Exit code 1 if a test that torch's modules pass fails
-on ours and ``differs.py`` does not say why.
+The folder is ``test/`` of PyTorch's sources, of the version that is installed or near it. Tests
+that fail on torch's own modules count for nothing. Exit code 1 if a test that torch's modules pass
+fails on ours and ``differs.py`` does not say why.
 """
 
 import argparse
@@ -85,8 +85,8 @@ def main() -> int:
     listed, unknown = [], 0
     with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2)) as pool:
         folder = options.folder.resolve()
-        jobs = {n: pool.submit(compare, folder, n, words) for n, words in files.items()}
-        for name, job in jobs.items():
+        jobs = [pool.submit(compare, folder, name, words) for name, words in files.items()]
+        for job in jobs:
             row, different = job.result()
             table.append(row)
             print(row, flush=True)
