@@ -1,5 +1,6 @@
 # Each target works alone on a fresh machine with Python 3.10+, a C++ compiler and make:
 #   make test   make bench   make lint   make gpu
+#   make zoo   make fuzz   make torch-suite PYTORCH=…   (longer tests, not in make test)
 #   make gpu-cache   make gpu-rehearsal      (what a card's machine will run, without a card)
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,6 +12,9 @@ OUT ?= benchmarks/results/latest
 BENCH_ARGS ?=
 TEST_ARGS ?=
 GPU_ARGS ?=
+ZOO_ARGS ?=
+# test/ of a copy of PyTorch's sources.
+PYTORCH ?=
 # The environment of a card's machine, for kernels compiled beforehand and for the rehearsal.
 GPU_VENV ?= .venv-gpu
 GPU_TORCH ?= 2.11.0
@@ -26,7 +30,7 @@ SOURCES := $(shell find csrc -type f 2>/dev/null) setup.py pyproject.toml
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.hpp' 2>/dev/null)
 HAVE_GPU := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
 
-.PHONY: test bench lint format gpu gpu-cache gpu-rehearsal build clean
+.PHONY: test bench lint format zoo fuzz torch-suite gpu gpu-cache gpu-rehearsal build clean
 .DEFAULT_GOAL := test
 
 test: build
@@ -34,6 +38,18 @@ test: build
 
 bench: build
 	$(PY) -m fastseq.cli bench rnn attention --out $(OUT) $(BENCH_ARGS)
+
+# Every model type of transformers that a tiny configuration builds, against "eager".
+zoo: build
+	$(PY) -m tests.zoo --out docs/zoo.md $(ZOO_ARGS)
+
+# Random cases with fixed seeds; FASTSEQ_FUZZ_EXAMPLES a test.
+fuzz: build
+	$(PY) -m pytest tests/fuzz -o python_files='fuzz_*.py' $(TEST_ARGS)
+
+torch-suite: build
+	@test -n "$(PYTORCH)" || { echo "name test/ of PyTorch's sources: make $@ PYTORCH=…"; exit 1; }
+	$(PY) -m tests.torch_suite $(PYTORCH) --out docs/torch_suite.md
 
 lint: $(VENV)/.deps
 	$(PY) -m ruff check .
