@@ -17,10 +17,10 @@ keeps_sdpa_conventions: set[type] = set()
 def implementation_for(model: PreTrainedModel, name: str, additive: str) -> str:
     """The implementation that ``model`` gets when ``name`` is asked for.
 
-    Models that transformers runs with "sdpa", or declares fit for any implementation, know bool
-    masks, and None where a layer's ``is_causal`` says it all. The others were only ever run with
-    "eager", where a mask is added and None means all keys: they get ``additive``, be it that they
-    call our function or compute attention themselves.
+    Models that transformers runs with "sdpa" know bool masks, and None where a layer's
+    ``is_causal`` says it all. The others were only ever run with "eager", where a mask is added and
+    None means all keys: they get ``additive``, be it that they call our function or compute
+    attention themselves.
 
     Warns:
         UserWarning: once for a class that has attention and calls no implementation.
@@ -28,8 +28,7 @@ def implementation_for(model: PreTrainedModel, name: str, additive: str) -> str:
     Raises:
         ValueError: if the model takes its attention from a table without our implementation.
     """
-    marked = model._supports_sdpa or model._supports_attention_backend
-    chosen = name if marked else additive
+    chosen = name if model._supports_sdpa else additive
     # Models of one configuration object are one model: what wraps it, and it.
     kinds = {type(m) for m in model.modules() if getattr(m, "config", None) is model.config}
     reads = [_reads(kind) for kind in kinds if issubclass(kind, PreTrainedModel)]
@@ -40,7 +39,7 @@ def implementation_for(model: PreTrainedModel, name: str, additive: str) -> str:
         )
     if "own" in reads and "interface" not in reads:
         _warn_of_own_attention(type(model), name)
-    if marked:
+    if model._supports_sdpa:
         keeps_sdpa_conventions.add(type(model.config))
     return chosen
 

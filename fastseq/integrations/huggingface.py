@@ -112,7 +112,7 @@ def attention_forward(
     bottom_right = True
     if attention_mask is None:
         causal = query.shape[2] > 1 and causal
-    elif plain := _plain(attention_mask):
+    elif plain := _plain(attention_mask, query.shape[2], key.shape[2]):
         causal, bottom_right, attention_mask = plain == "causal", False, None
     else:
         causal = False
@@ -246,9 +246,10 @@ def _remember(mask: Tensor, plain: str) -> Tensor:
     return mask
 
 
-def _plain(mask: Tensor) -> str | None:
-    """"causal" from the first key on, or "full", if the mask is known to say no more."""
+def _plain(mask: Tensor, queries: int, keys: int) -> str | None:
+    """ "causal" from the first key on, or "full", if the mask is known to say no more."""
     if torch.compiler.is_compiling():
         return None
     plain, version = getattr(mask, "_fastseq_plain", (None, None))
-    return plain if version == mask._version else None
+    untouched = plain is not None and version == mask._version
+    return plain if untouched and mask.shape[-2:] == (queries, keys) else None

@@ -76,9 +76,13 @@ def examine(model_type: str) -> Outcome:
         if error <= 30 * noise:
             note += f"; rounding alone makes {noise:.0e}"
         elif sdpa is not None and sdpa <= max(TOLERANCE, 30 * noise):
-            return Outcome(model_type, name, AS_SDPA, error, f"{worst}: sdpa differs from eager too")
+            return Outcome(
+                model_type, name, AS_SDPA, error, f"{worst}: sdpa differs from eager too"
+            )
         else:
-            return Outcome(model_type, name, DIFFERENT, error, f"{found['fastseq']}, to sdpa {sdpa}")
+            return Outcome(
+                model_type, name, DIFFERENT, error, f"{found['fastseq']}, to sdpa {sdpa}"
+            )
     if reached:
         return Outcome(model_type, name, SAME, error, note)
     return Outcome(model_type, name, OWN if warned else NO_ATTENTION, error, note)
@@ -287,7 +291,9 @@ def _noise(eager: PreTrainedModel, call: dict[str, Tensor]) -> float:
     return max(_errors(eager, moved, call).values())
 
 
-def _of_sdpa(eager: PreTrainedModel, ours: PreTrainedModel, call: dict[str, Tensor]) -> float | None:
+def _of_sdpa(
+    eager: PreTrainedModel, ours: PreTrainedModel, call: dict[str, Tensor]
+) -> float | None:
     """The error to sdpa, where the model has it."""
     try:
         return max(_errors(_copy(eager, "sdpa"), ours, call).values())

@@ -62,7 +62,14 @@ def classes_of(model_type: str) -> list[type[PreTrainedModel]]:
                 ):
                     found.append(thing)
     preferred = CLASSES.get(model_type)
-    order = ["ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "MTModel", "Model", "ForMaskedLM"]
+    order = [
+        "ForCausalLM",
+        "LMHeadModel",
+        "ForConditionalGeneration",
+        "MTModel",
+        "Model",
+        "ForMaskedLM",
+    ]
 
     def rank(kind: type) -> tuple[bool, int, int]:
         ends = [i for i, end in enumerate(order) if kind.__name__.endswith(end)]
@@ -120,9 +127,9 @@ def _tiny(plain: dict[str, Any], cut: Any) -> dict[str, Any]:
         else:
             value = cut(str(name), value)
         tiny[name] = value
-    if isinstance(tiny.get("num_key_value_heads"), int) and plain.get("num_attention_heads") == plain.get(
-        "num_key_value_heads"
-    ):
+    if isinstance(tiny.get("num_key_value_heads"), int) and plain.get(
+        "num_attention_heads"
+    ) == plain.get("num_key_value_heads"):
         tiny["num_key_value_heads"] = tiny["num_attention_heads"]
     shared = tiny.get("num_kv_shared_layers")
     if shared:
