@@ -30,7 +30,9 @@ def implementation_for(model: PreTrainedModel, name: str, additive: str) -> str:
     """
     chosen = name if model._supports_sdpa else additive
     # Models of one configuration object are one model: what wraps it, and it.
-    kinds = {type(m) for m in model.modules() if getattr(m, "config", None) is model.config}
+    kinds: set[Any] = {
+        type(m) for m in model.modules() if getattr(m, "config", None) is model.config
+    }
     reads = [_reads(kind) for kind in kinds if issubclass(kind, PreTrainedModel)]
     for table in (r for r in reads if isinstance(r, dict) and chosen not in r):
         raise ValueError(
@@ -38,16 +40,16 @@ def implementation_for(model: PreTrainedModel, name: str, additive: str) -> str:
             f'attn_implementation="{name}"; it is served by {", ".join(map(repr, table))}'
         )
     if "own" in reads and "interface" not in reads:
-        _warn_of_own_attention(type(model), name)
+        _warn_of_own_attention(type(model).__name__, name)
     if model._supports_sdpa:
         keeps_sdpa_conventions.add(type(model.config))
     return chosen
 
 
 @functools.cache
-def _warn_of_own_attention(kind: type, name: str) -> None:
+def _warn_of_own_attention(kind: str, name: str) -> None:
     warnings.warn(
-        f"{kind.__name__} computes attention by code of its own, whatever the implementation: "
+        f"{kind} computes attention by code of its own, whatever the implementation: "
         f'attn_implementation="{name}" makes it no faster',
         stacklevel=2,
     )

@@ -24,12 +24,13 @@ from ..ops.attention import attention
 
 #: What models pass along and attention does not depend on, or finds in its mask already: "sdpa" and
 #: "eager" read none of it either. What else is not None raises.
-_WITHOUT_EFFECT = frozenset(
-    "sliding_window position_ids cache_position seq_idx deterministic "
-    "cu_seq_lens_q cu_seq_lens_k max_length_q max_length_k "
-    "use_cache return_dict num_items_in_batch logits_to_keep labels "
-    "output_hidden_states output_router_logits".split()
-)
+_WITHOUT_EFFECT = {
+    "sliding_window", "position_ids", "cache_position", "seq_idx", "deterministic",
+    "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k",
+    "input_ids", "inputs_embeds", "token_type_ids", "mm_token_type_ids", "labels",
+    "use_cache", "return_dict", "num_items_in_batch", "logits_to_keep",
+    "output_hidden_states", "output_router_logits",
+}  # fmt: skip
 
 #: Implementations by the names that a configuration may have: the one that was registered.
 _registered: dict[str, str] = {}
@@ -49,9 +50,8 @@ def register(name: str = "fastseq") -> None:
     AttentionInterface.register(additive, _additive_attention_forward)
     AttentionMaskInterface.register(additive, _additive_mask)
     if not _registered:
-        PreTrainedModel.get_correct_attn_implementation = _choosing(
-            PreTrainedModel.get_correct_attn_implementation
-        )
+        original = PreTrainedModel.get_correct_attn_implementation
+        PreTrainedModel.get_correct_attn_implementation = _choosing(original)  # type: ignore
     _registered.update({name: name, additive: name})
 
 
@@ -107,13 +107,14 @@ def attention_forward(
     """
     _check(module, attention_mask, kwargs)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    # The keys of a square start at the first query's; what a static cache holds behind them is not
-    # there yet, and _mask says so.
-    bottom_right = True
+    top_left = False
     if attention_mask is None:
         causal = query.shape[2] > 1 and causal
-    elif plain := _plain(attention_mask, query.shape[2], key.shape[2]):
-        causal, bottom_right, attention_mask = plain == "causal", False, None
+    elif _is_full(attention_mask):
+        causal, attention_mask = False, None
+    elif _is_causal(attention_mask, query.shape[2], key.shape[2]):
+        causal = top_left = True
+        attention_mask = None
     else:
         causal = False
         while attention_mask.dim() < 4:
@@ -123,7 +124,7 @@ def attention_forward(
     query, key, value = _same_batch(query, key, value, attention_mask)
     out, lse = attention(
         query, key, value, _merge(attention_mask, position_bias),
-        scale=scaling, window=(-1, 0 if causal else -1), bottom_right=bottom_right,
+        scale=scaling, window=(-1, 0 if causal else -1), bottom_right=not top_left,
         softcap=softcap or 0.0, dropout_p=dropout,
     )  # fmt: skip
     if s_aux is not None:
@@ -178,14 +179,16 @@ def _warn_of_weights() -> None:
     )
 
 
-def _same_batch(*tensors: Tensor | None) -> tuple[Tensor, ...]:
-    """Those given but the last, the mask, with each batch of 1 expanded to the largest."""
-    batch = max(x.shape[0] for x in tensors if x is not None)
-    return tuple(
-        x if x.shape[0] == batch else x.expand(batch, -1, -1, -1)
-        for x in tensors[:-1]
-        if x is not None
-    )
+def _same_batch(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v with each batch of 1 expanded to the largest, as torch broadcasts."""
+    batch = q.shape[0] if mask is None else max(q.shape[0], mask.shape[0])
+    if k.shape[0] == batch and q.shape[0] == batch and v.shape[0] == batch:
+        return q, k, v
+    batch = max(batch, k.shape[0], v.shape[0])
+    q, k, v = (x if x.shape[0] == batch else x.expand(batch, -1, -1, -1) for x in (q, k, v))
+    return q, k, v
 
 
 def _only(indices: Tensor, keys: int) -> Tensor:
@@ -206,8 +209,9 @@ def _merge(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 def _mask(*, q_length: int, kv_length: int, config: Any = None, **options: Any) -> Tensor | None:
     """transformers' masks in the way of "sdpa": bool, and None where causality says it all.
 
-    None only where there are as many queries as keys, or one query: elsewhere it would not say
-    whether queries are the first positions (an empty static cache), the last, or all see all.
+    None only for as many causal queries as keys, or one: elsewhere it would not say whether queries
+    are the first positions (an empty static cache) or the last, and of a causal layer that is to
+    see all keys, not even that.
     """
     from transformers.masking_utils import sdpa_mask
 
@@ -216,13 +220,19 @@ def _mask(*, q_length: int, kv_length: int, config: Any = None, **options: Any) 
     options |= {"q_length": q_length, "kv_length": kv_length}
     if type(config) not in keeps_sdpa_conventions:
         # The implementation was written into the configuration of a model that was not asked.
-        return _additive_mask(config=config, **options)
-    mask: Tensor | None = sdpa_mask(config=config, **options)
-    if mask is not None or q_length == kv_length or q_length == 1:
+        return _additive_mask(**options)
+    mask: Tensor | None = sdpa_mask(**options)
+    if mask is not None:
         return mask
-    plain = _plain_kind(options)
-    options |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
-    return _remember(sdpa_mask(config=config, **options), plain)
+    if not options.get("allow_is_causal_skip", True):
+        true = torch.ones((), dtype=torch.bool, device=options["device"])
+        return true.expand(options["batch_size"], 1, q_length, kv_length)
+    # Layers that see all of a prompt call themselves not causal, whatever mask the model makes.
+    free = getattr(config, "use_bidirectional_attention", None) in (True, "all")
+    if q_length == 1 or (q_length == kv_length and not free):
+        return None
+    mask = sdpa_mask(**options | {"allow_is_causal_skip": False})
+    return None if mask is None else _note_causal(mask)
 
 
 def _additive_mask(**options: Any) -> Tensor | None:
@@ -230,26 +240,26 @@ def _additive_mask(**options: Any) -> Tensor | None:
     from transformers.masking_utils import eager_mask, sdpa_mask
 
     mask: Tensor | None = eager_mask(**options)
-    plain = mask is not None and sdpa_mask(**options) is None
-    return _remember(mask, _plain_kind(options)) if mask is not None and plain else mask
+    if mask is None or options["q_length"] == 1 or not options.get("allow_is_causal_skip", True):
+        return mask
+    return _note_causal(mask) if sdpa_mask(**options) is None else mask
 
 
-def _plain_kind(options: dict[str, Any]) -> str:
-    causal = options.get("allow_is_causal_skip", True) and options["q_length"] > 1
-    return "causal" if causal else "full"
-
-
-def _remember(mask: Tensor, plain: str) -> Tensor:
-    """Notes on a mask what it amounts to, for ``_plain``; a slice or a cast of it has no note."""
+def _note_causal(mask: Tensor) -> Tensor:
+    """Notes on a mask that it is causal from the first key on; slices and casts have no note."""
     if not torch.compiler.is_compiling() and not mask.is_inference():
-        mask._fastseq_plain = (plain, mask._version)  # type: ignore[attr-defined]
+        mask._fastseq_causal = (mask._version, *mask.shape[-2:])  # type: ignore[attr-defined]
     return mask
 
 
-def _plain(mask: Tensor, queries: int, keys: int) -> str | None:
-    """ "causal" from the first key on, or "full", if the mask is known to say no more."""
+def _is_causal(mask: Tensor, queries: int, keys: int) -> bool:
+    """Whether the mask is noted to be causal, not changed since, and of these keys."""
     if torch.compiler.is_compiling():
-        return None
-    plain, version = getattr(mask, "_fastseq_plain", (None, None))
-    untouched = plain is not None and version == mask._version
-    return plain if untouched and mask.shape[-2:] == (queries, keys) else None
+        return False
+    note = getattr(mask, "_fastseq_causal", None)
+    return note is not None and note == (mask._version, queries, keys)
+
+
+def _is_full(mask: Tensor) -> bool:
+    """Whether it is one True in the place of all, as ``_mask`` makes it."""
+    return mask.dtype == torch.bool and not any(mask.stride())

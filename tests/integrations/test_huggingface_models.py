@@ -1,4 +1,4 @@
-"""Models of every kind with attn_implementation="fastseq": eager's numbers, a warning, or an error."""
+"""Models of every kind with "fastseq": eager's numbers, a warning, or an error."""
 
 import copy
 import warnings

@@ -34,7 +34,7 @@ def main() -> int:
             outcomes.append(outcome)
             progress.update(task, advance=1, description=outcome.model_type)
             if outcome.outcome in FAILURES or options.only:
-                console.print(outcome)
+                console.print(str(outcome), style="red" if outcome.outcome in FAILURES else None)
     outcomes.sort(key=lambda o: o.model_type)
     if options.json:
         options.json.write_text(json.dumps([vars(o) for o in outcomes], indent=1))

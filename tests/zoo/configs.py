@@ -25,7 +25,7 @@ _SIZES: list[tuple[re.Pattern[str], int]] = [
         (r"linear_num_(key|value)_heads", 4),
         (r"(.*_)?(head_dim|dim_head|d_kv)|linear_(key|value)_head_dim", 8),
         (r"(.*_)?lora_rank(_\w+)?|sq_lora\w*", 16),
-        (r"(.*_)?(intermediate_(size|dim)|ffn_dim|ffn_hidden_size|d_ff|mlp_dim|d_inner|n_inner)", 40),
+        (r"(.*_)?(intermediate_(size|dim)|ffn_dim|ffn_hidden_size|d_ff|mlp_dim|d_inner)|n_inner", 40),
         (r"(.*_)?(vocab_size|vocab_size_per_layer_input)", VOCABULARY),
         (r"max_(position_embeddings|sequence_length|seq_len)|n_positions|n_ctx|(context|block)_size"
          r"|max_(source|target)_positions", 64),
