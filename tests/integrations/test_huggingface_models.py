@@ -11,7 +11,10 @@ from torch.nn import Module
 
 transformers = pytest.importorskip("transformers")
 
-from transformers.masking_utils import create_causal_mask  # noqa: E402
+from transformers.masking_utils import (  # noqa: E402
+    create_bidirectional_mask,
+    create_causal_mask,
+)
 
 from fastseq.integrations import huggingface  # noqa: E402
 
@@ -199,6 +202,26 @@ def test_masks_say_which_keys_whoever_reads_them(
             row[..., 0] = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
         out = call(layer, q, k, v, mask)[0][:, 1:]
         close(out, _reference(q, k, v, cached, first=1)[:, 1:])
+
+
+@pytest.mark.parametrize("sees_all", [False, True])
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_masks_outweigh_what_a_layer_calls_itself(is_causal: bool, sees_all: bool) -> None:
+    """Layers that call themselves causal read Phi-4's pictures, others PaliGemma's texts."""
+    small = {**BERT, "num_key_value_heads": 4, "head_dim": 8}
+    options = {**small, "use_bidirectional_attention": not is_causal}
+    model = built("GemmaModel", options, "fastseq")
+    layer = model.layers[0].self_attn
+    assert layer.is_causal == is_causal
+    q, k, v = (torch.randn(2, 4, 7, 8, dtype=torch.float64) for _ in range(3))
+    create = create_bidirectional_mask if sees_all else create_causal_mask
+    found = create(model.config, torch.empty(2, 7, 32), None, past_key_values=None)
+    out, _ = huggingface.attention_forward(layer, q, k, v, found)
+    mask = torch.ones(7, 7, dtype=torch.bool)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, mask if sees_all else mask.tril()
+    )
+    close(out, expected.transpose(1, 2))
 
 
 def _reference(q: Tensor, k: Tensor, v: Tensor, cached: int, first: int = 0) -> Tensor:

@@ -13,6 +13,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from .recipes import CLASSES, OPTIONS
 
 VOCABULARY = 120
+#: What follows from other attributes, and does not fit them once they are cut.
+_DERIVED = {"out_features", "out_indices", "stage_names", "per_layer_config"}
 _LAYERS = re.compile(
     r"(.*num_(hidden_|encoder_|decoder_|text_|vision_|global_|adapter_)?layers"
     r"|n_layers?|(encoder|decoder)_layers|depth|.*_(depth|num_layers)|layers|num_blocks)"
@@ -20,18 +22,19 @@ _LAYERS = re.compile(
 _SIZES: list[tuple[re.Pattern[str], int]] = [
     (re.compile(pattern), size)
     for pattern, size in [
-        (r"(.*_)?(num_key_value_heads|num_kv_heads|n_kv_heads)", 2),
-        (r"(.*_)?(num_(attention_|self_attention_|key_|value_)?heads|n_heads?|attention_heads)", 4),
+        (r"(?!mamba|ssm)(.*_)?(num_key_value_heads|num_kv_heads|n_kv_heads)", 2),
+        (r"(?!mamba|ssm)(.*_)?(num_((self_)?attention_|key_|value_)?heads|n_heads?)", 4),
+        (r"(.*_)?attention_heads", 4),
         (r"linear_num_(key|value)_heads", 4),
-        (r"(.*_)?(head_dim|dim_head|d_kv)|linear_(key|value)_head_dim", 8),
+        (r"(.*_)?(head_dim|dim_head|d_kv)|linear_(key|value)_head_dim", 16),
         (r"(.*_)?lora_rank(_\w+)?|sq_lora\w*", 16),
-        (r"(.*_)?(intermediate_(size|dim)|ffn_dim|ffn_hidden_size|d_ff|mlp_dim|d_inner)|n_inner", 40),
+        (r"n_inner|(.*_)?(intermediate_(size|dim)|ffn_(dim|hidden_size)|d_ff|mlp_dim|d_inner)", 96),
         (r"(.*_)?(vocab_size|vocab_size_per_layer_input)", VOCABULARY),
         (r"max_(position_embeddings|sequence_length|seq_len)|n_positions|n_ctx|(context|block)_size"
          r"|max_(source|target)_positions", 64),
         (r"(.*_)?(hidden_(size|dim)|d_model|n_embd|embed_dim|embedding_(size|dim)|emb_dim"
          r"|projection_dim|proj_dim|hidden_size_per_layer_input|output_dim|out_hidden_size|width"
-         r"|model_dim|word_embed_proj_dim)", 32),
+         r"|model_dim|word_embed_proj_dim)", 64),
         (r"num_(local_|routed_|logical_)?experts|n_routed_experts|moe_num_experts", 4),
         (r"num_experts_per_tok|moe_(topk|top_k|k)|top_k_experts|num_selected_experts", 2),
         (r"n_group|topk_group", 1),
@@ -114,8 +117,12 @@ def _tiny(plain: dict[str, Any], cut: Any) -> dict[str, Any]:
         keep = max(2, min(6, 1 + max(kinds.index(kind) for kind in set(kinds))))
     tiny: dict[str, Any] = {}
     for name, value in plain.items():
+        if name in _DERIVED:
+            continue
         if isinstance(value, dict) and "model_type" in value:
             value = _tiny(value, cut)
+        elif isinstance(value, dict) and cut is _cut_all and "rope" in str(name):
+            value = _tiny_rope(value, plain)
         elif isinstance(value, list) and layers and len(value) == layers and layers > keep:
             value = value[:keep]
         elif isinstance(value, bool) or not isinstance(value, int):
@@ -134,6 +141,19 @@ def _tiny(plain: dict[str, Any], cut: Any) -> dict[str, Any]:
     shared = tiny.get("num_kv_shared_layers")
     if shared:
         tiny["num_kv_shared_layers"] = min(shared, 2)
+    return tiny
+
+
+def _tiny_rope(rope: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
+    """Sections of rotary positions for a head of 16."""
+    heads = plain.get("num_attention_heads") or plain.get("num_heads") or 1
+    head = plain.get("head_dim") or (plain.get("hidden_size") or 0) // heads or 128
+    tiny = {k: _tiny_rope(v, plain) if isinstance(v, dict) else v for k, v in rope.items()}
+    sections = rope.get("mrope_section")
+    if sections:
+        total = sum(sections) * 16 // head
+        small = [max(1, x * 16 // head) for x in sections[1:]]
+        tiny["mrope_section"] = [total - sum(small), *small]
     return tiny
 
 

@@ -80,11 +80,48 @@ def candidates(model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
             for sound in sounds(model, name):
                 yield {name: sound}
                 yield words | {name: sound}
-    hidden = _first(model.config, ("hidden_size", "d_model", "encoder_hidden_size"), 32)
+    yield from _series(model)
+    patches = _patches(model)
+    if patches is not None:
+        yield patches
+        yield patches | {"merge_sizes": torch.tensor([2, 2])}
+    hidden = _first(model.config, ("hidden_size", "d_model", "encoder_hidden_size"), 64)
     for name in ("inputs_embeds", "hidden_states"):
         if name in parameters:
             yield {name: torch.randn(BATCH, TOKENS, hidden)}
             yield {name: torch.randn(TOKENS, hidden)}
+
+
+def _patches(model: PreTrainedModel) -> dict[str, Tensor] | None:
+    """Two pictures of 4 by 4 patches in a row, for encoders of pictures of any size."""
+    parameters = list(inspect.signature(model.forward).parameters)
+    if "grid_thw" not in parameters:
+        return None
+    config = model.config
+    patch = _first(config, ("patch_size", "spatial_patch_size"), 14)
+    depth = _first(config, ("temporal_patch_size",), 1)
+    channels = _first(config, ("in_channels", "in_chans", "num_channels"), 3)
+    rows = torch.randn(2 * 16, channels * depth * patch * patch)
+    return {parameters[0]: rows, "grid_thw": torch.tensor([[1, 4, 4], [1, 4, 4]])}
+
+
+def _series(model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
+    """Numbers over time, with their times where the model asks for those."""
+    parameters = inspect.signature(model.forward).parameters
+    if "past_values" not in parameters:
+        return
+    past, future = 16, _first(model.config, ("prediction_length",), 4)
+    if "past_time_features" in parameters:
+        yield {
+            "past_values": torch.randn(BATCH, past),
+            "past_time_features": torch.randn(BATCH, past, 1),
+            "past_observed_mask": torch.ones(BATCH, past),
+            "future_values": torch.randn(BATCH, future),
+            "future_time_features": torch.randn(BATCH, future, 1),
+        }
+    length = _first(model.config, ("context_length",), 32)
+    channels = _first(model.config, ("num_input_channels",), 1)
+    yield {"past_values": torch.randn(BATCH, length, channels)}
 
 
 def padded(model: PreTrainedModel, call: dict[str, Tensor]) -> dict[str, Tensor] | None:
