@@ -143,8 +143,8 @@ def _common(
         "B": cu_seqlens_q.numel() - 1 if cu_seqlens_q is not None and varlen else q.shape[0],
         "H": q.shape[1], "GROUP": q.shape[1] // max(k.shape[1], 1),
         "D": q.shape[3], "DV": v.shape[3], "BOTTOM_RIGHT": bottom_right, "VARLEN": varlen,
-        "SOFTCAP": reference.is_cap(softcap), "DROPOUT": dropout_p > 0, "PRECISION": precision.of_attention(q),
-        "INDEX": _index_type(q, k, v),
+        "SOFTCAP": reference.is_cap(softcap), "DROPOUT": dropout_p > 0,
+        "PRECISION": precision.of_attention(q), "INDEX": _index_type(q, k, v),
     }  # fmt: skip
 
 
@@ -359,9 +359,10 @@ def attention_decode(
         "out_part": parts.stride(0), "lse_part": lse_parts.stride(0),
         "table_b": 0 if table is None else table.shape[1], **_slopes_values(alibi_slopes),
         "sq": sq, **_window(window_left, window_right, sq, capacity), "scale": scale,
-        "softcap": softcap, "SOFTCAP": reference.is_cap(softcap), "splits": splits, "H": heads, "GROUP": group,
-        "D": q.shape[3], "DV": v.shape[3], "PAGE": 0 if table is None else page,
-        "PRECISION": precision.of_attention(q), "BD": widths.width, "BDV": widths.value_width,
+        "softcap": softcap, "SOFTCAP": reference.is_cap(softcap), "splits": splits,
+        "H": heads, "GROUP": group, "D": q.shape[3], "DV": v.shape[3],
+        "PAGE": 0 if table is None else page, "PRECISION": precision.of_attention(q),
+        "BD": widths.width, "BDV": widths.value_width,
     }  # fmt: skip
     with on(q.device):
         launch_fastest(

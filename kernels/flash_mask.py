@@ -77,7 +77,8 @@ def attention_backward_mask(
             at = b * lse_b + h * lse_h
             sums = load_sums(norm + at, share, delta + at, first_query, sq, BM)
             ds, _t = gradient_of_scores(
-                product, dp, sums, first_query, first_key, lengths, window, form, draw, MASK, SOFTCAP, ALIBI, DROPOUT, BM, BN, True,
+                product, dp, sums, first_query, first_key, lengths, window, form, draw,
+                MASK, SOFTCAP, ALIBI, DROPOUT, BM, BN, True,
             )  # fmt: skip
             total += ds
     size_q, size_k = sq, sk

@@ -70,7 +70,8 @@ def attention_weights(
             key_head, h = (h // GROUP).to(tl.int64), h.to(tl.int64)
             draw = (seed, threshold, keep_scale, (b * H + h) * rows, quads)
             total += _of_head(
-                q + b * q_b + h * q_h, k + b * k_b + key_head * k_h, norm + b * lse_b + h * lse_h, share,
+                q + b * q_b + h * q_h, k + b * k_b + key_head * k_h,
+                norm + b * lse_b + h * lse_h, share,
                 None if MASK is None else mask + b * mask_b + h * mask_h,
                 slopes + b * slopes_b + h if ALIBI else None,
                 first_query, first_key, lengths, window, form, draw, q_s, k_s, D, MASK, SOFTCAP,

@@ -1,4 +1,4 @@
-"""Numbers that are none, or huge, or that differ little: what torch's own attention makes of them."""
+"""NaN, infinities, huge and extreme numbers, sizes of 0: what torch's attention makes of them."""
 
 from collections.abc import Callable
 from typing import Any

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastseq import _extension
-from fastseq.ops.attention import attention_decode, default_scale
+from fastseq.ops.attention import default_scale
 from fastseq.reference import attention as reference
 
 pytestmark = pytest.mark.skipif(not _extension.load(), reason=str(_extension.reason()))
@@ -149,7 +149,7 @@ def check_case(case: Case) -> None:
     # Each element sums this many products of numbers about 1, which float64 does no better.
     few = 8 * (1 + max(q.shape[3], v.shape[3], q.shape[2], k.shape[2])) ** 0.5
     if (mask := case.tensors["mask"]) is not None and mask.numel():
-        few *= max(1, q[..., 0].numel() * k.shape[2] / mask.numel()) ** 0.5
+        few *= max(1, q.shape[:3].numel() * k.shape[2] / mask.numel()) ** 0.5
     if q.dtype == torch.float64:
         few *= 8
     check(case, NAMES, case.run(torch.ops.fastseq), exact, plain, few)
@@ -230,7 +230,8 @@ def test_special_values(case: Case, data: st.DataObject) -> None:
         x.view(-1)[data.draw(st.integers(0, x.numel() - 1))] = data.draw(one_of(*SPECIALS))
     case.tensors[name] = x
     expected, out = case.run(reference, torch.float64)[0], case.run(torch.ops.fastseq)[0].double()
-    same = expected.isnan() == out.isnan()
+    # Infinity times a weight so small that it is 0 is NaN.
+    same = expected.isfinite() == out.isfinite()
     spared = torch.isclose(out, clean, rtol=1e-3, atol=1e-3)
     assert (same | spared).all(), case
     both = expected.isfinite() & out.isfinite()
