@@ -63,7 +63,7 @@ private:
 };
 
 fastseq::Rows rows_of(const Tensor& x) {
-  return {x.data_ptr(), x.stride(0), x.stride(1)};
+  return {const_cast<void*>(x.const_data_ptr()), x.stride(0), x.stride(1)};
 }
 
 void set_common(Arguments& arguments, AdditiveArgs& a, const Tensor& q, const Tensor& k,
@@ -89,8 +89,8 @@ std::tuple<Tensor, Tensor> additive_forward(const Tensor& q, const Tensor& k, co
   set_common(arguments, a, q, k, value, v, mask);
   Tensor out = at::empty({a.B, a.Tq, a.Dv}, q.options());
   Tensor weights = at::empty({a.B, a.Tq, a.Tk}, q.options().dtype(fastseq::acc_type(q)));
-  a.out = out.data_ptr();
-  a.weights = weights.data_ptr();
+  a.out = out.mutable_data_ptr();
+  a.weights = weights.mutable_data_ptr();
   fastseq::kernels().additive_forward(&a);
   return {out, weights};
 }

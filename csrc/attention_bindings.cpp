@@ -5,7 +5,9 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -25,8 +27,11 @@ using fastseq::Tokens;
 using OptionalTensor = std::optional<Tensor>;
 
 // The strides of a (batch, heads, tokens, width) tensor. A dimension of size 1 may have any stride.
-Tokens tokens_of(const Tensor& x) {
-  return {x.data_ptr(), x.stride(0), x.stride(1), x.stride(2)};
+Tokens tokens_at(void* data, const Tensor& x) {
+  return {data, x.stride(0), x.stride(1), x.stride(2)};
+}
+Tokens result(const Tensor& x) {
+  return tokens_at(x.mutable_data_ptr(), x);
 }
 
 // Like `x` in memory (tokens before heads where x's are), of another width.
@@ -47,7 +52,8 @@ public:
     TORCH_CHECK(x.device().is_cpu(), "fastseq: ", name, " must be on the CPU, got ", x.device());
     TORCH_CHECK(x.scalar_type() == q.scalar_type(), "fastseq: ", name, " must be ", q.scalar_type(),
                 " as q is, got ", x.scalar_type());
-    return tokens_of(keep(x.size(3) > 1 && x.stride(3) != 1 ? x.contiguous() : x));
+    const Tensor& kept = keep(x.size(3) > 1 && x.stride(3) != 1 ? x.contiguous() : x);
+    return tokens_at(const_cast<void*>(kept.const_data_ptr()), kept); // nobody writes there
   }
   Tokens tokens(const Tensor& x, const char* name, const Tensor& q, at::IntArrayRef shape) {
     TORCH_CHECK(x.sizes() == shape, "fastseq: ", name, " must have shape ", shape, ", got ",
@@ -135,6 +141,19 @@ fastseq::Mask mask_of(Arguments& arguments, const Tensor& mask, const Tensor& q,
   return m;
 }
 
+// What scores are besides products; no key is further than `reach` from a query's own.
+template <class Args>
+void set_form(Args& a, double scale, double softcap, int64_t left, int64_t right, int64_t reach) {
+  TORCH_CHECK(std::isfinite(scale), "fastseq: scale must be finite, got ", scale);
+  TORCH_CHECK(softcap >= 0, "fastseq: softcap must not be negative, got ", softcap);
+  a.scale = scale;
+  // A cap that no score can reach is none, and one below the normal numbers leaves nothing.
+  constexpr double least = 0x1p-126, most = 0x1p126; // of normal floats, and their reciprocals
+  a.softcap = softcap > most ? 0 : softcap > 0 ? std::max(softcap, least) : 0;
+  a.window_left = left < reach ? left : -1;
+  a.window_right = right < reach ? right : -1;
+}
+
 void set_common(Arguments& arguments, AttentionArgs& a, const Tensor& q, const Tensor& k,
                 const OptionalTensor& v, const OptionalTensor& mask,
                 const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_k,
@@ -179,16 +198,14 @@ void set_common(Arguments& arguments, AttentionArgs& a, const Tensor& q, const T
   TORCH_CHECK(o.dropout_p >= 0 && o.dropout_p <= 1,
               "fastseq: dropout_p must be between 0 and 1, got ", o.dropout_p);
   TORCH_CHECK(o.dropout_p == 0 || seed, "fastseq: dropout needs a seed");
-  TORCH_CHECK(std::isfinite(o.scale), "fastseq: scale must be finite, got ", o.scale);
-  TORCH_CHECK(o.softcap >= 0, "fastseq: softcap must not be negative, got ", o.softcap);
   if (seed) {
     TORCH_CHECK(seed->scalar_type() == at::kLong && seed->numel() == 1 && seed->device().is_cpu(),
                 "fastseq: seed must be one int64 on the CPU");
     a.seed = (uint64_t)*seed->const_data_ptr<int64_t>();
   }
-  a.scale = o.scale, a.softcap = o.softcap, a.dropout_p = o.dropout_p;
-  a.window_left = o.window_left, a.window_right = o.window_right;
+  a.dropout_p = o.dropout_p;
   a.bottom_right = o.bottom_right;
+  set_form(a, o.scale, o.softcap, o.window_left, o.window_right, a.Sq + a.Sk);
   a.threads = fastseq::usable_threads();
 }
 
@@ -202,6 +219,7 @@ DecodeArgs decode_of(const AttentionArgs& a) {
   d.dtype = a.dtype;
   d.B = a.B, d.Hq = a.Hq, d.Hk = a.Hk, d.Sq = a.Sq, d.D = a.D, d.Dv = a.Dv;
   d.q = a.q, d.k = a.k, d.v = a.v, d.out = a.out, d.lse = a.lse;
+  d.peak = a.peak, d.share = a.share;
   d.length = a.Sk;
   d.mask = a.mask;
   d.alibi = a.alibi, d.alibi_batch = a.alibi_batch;
@@ -212,7 +230,34 @@ DecodeArgs decode_of(const AttentionArgs& a) {
   return d;
 }
 
-std::tuple<Tensor, Tensor>
+// What rows' weights are made from, (2, …) as lse: their peaks and shares.
+Tensor empty_norm(const Tensor& q) {
+  return at::empty({2, q.size(0), q.size(1), q.size(2)}, q.options().dtype(acc_type(q)));
+}
+void set_norm(AttentionArgs& a, void* norm, const Tensor& q) {
+  a.peak = norm;
+  a.share = (char*)norm + q.size(0) * q.size(1) * q.size(2) * c10::elementSize(acc_type(q));
+}
+
+// Those that are given; or, where a few queries' scores were added up in another order than here,
+// made again: weights would not sum to 1.
+void take_norm(Arguments& arguments, AttentionArgs& a, const Tensor& lse,
+               const OptionalTensor& norm, const Tensor& q) {
+  const std::vector<int64_t> shape{2, q.size(0), q.size(1), q.size(2)};
+  const at::IntArrayRef both(shape);
+  a.lse = const_cast<void*>(arguments.contiguous(lse, "lse", both.slice(1), acc_type(q)));
+  if (norm)
+    set_norm(a, const_cast<void*>(arguments.contiguous(*norm, "norm", both, acc_type(q))), q);
+  if (!few_queries(a)) return;
+  const Tensor own = arguments.keep(empty_norm(q)), unused = arguments.keep(at::empty_like(lse));
+  set_norm(a, own.mutable_data_ptr(), q);
+  AttentionArgs again = a;
+  again.lse = unused.mutable_data_ptr();
+  again.Dv = 0;
+  fastseq::kernels().attention_forward(&again);
+}
+
+std::tuple<Tensor, Tensor, Tensor>
 attention_forward(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& mask,
                   const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_k,
                   const OptionalTensor& alibi_slopes, const OptionalTensor& seed, double scale,
@@ -225,25 +270,27 @@ attention_forward(const Tensor& q, const Tensor& k, const Tensor& v, const Optio
               max_seqlen_k});
   Tensor out = empty_in_layout(q, a.Dv);
   Tensor lse = at::empty({q.size(0), q.size(1), q.size(2)}, q.options().dtype(acc_type(q)));
-  a.out = tokens_of(out);
-  a.lse = lse.data_ptr();
+  Tensor norm = empty_norm(q);
+  a.out = result(out);
+  a.lse = lse.mutable_data_ptr();
+  set_norm(a, norm.mutable_data_ptr(), q);
   if (few_queries(a)) {
     const DecodeArgs d = decode_of(a);
     fastseq::kernels().attention_decode(&d);
   } else {
     fastseq::kernels().attention_forward(&a);
   }
-  return {out, lse};
+  return {out, lse, norm};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor>
 attention_backward(const Tensor& grad_out, const OptionalTensor& grad_lse, const Tensor& q,
                    const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& lse,
-                   const OptionalTensor& mask, const OptionalTensor& cu_seqlens_q,
-                   const OptionalTensor& cu_seqlens_k, const OptionalTensor& alibi_slopes,
-                   const OptionalTensor& seed, double scale, int64_t window_left,
-                   int64_t window_right, bool bottom_right, double softcap, double dropout_p,
-                   int64_t max_seqlen_q, int64_t max_seqlen_k, bool need_mask) {
+                   const OptionalTensor& norm, const OptionalTensor& mask,
+                   const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_k,
+                   const OptionalTensor& alibi_slopes, const OptionalTensor& seed, double scale,
+                   int64_t window_left, int64_t window_right, bool bottom_right, double softcap,
+                   double dropout_p, int64_t max_seqlen_q, int64_t max_seqlen_k, bool need_mask) {
   Arguments arguments;
   AttentionBackwardArgs a{};
   set_common(arguments, a, q, k, v, mask, cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed,
@@ -255,7 +302,7 @@ attention_backward(const Tensor& grad_out, const OptionalTensor& grad_lse, const
   const at::IntArrayRef rows(results.data(), 3);
   a.out = arguments.tokens(out, "out", q, results);
   a.grad_out = arguments.tokens(grad_out, "grad_out", q, results);
-  a.lse = const_cast<void*>(arguments.contiguous(lse, "lse", rows, acc_type(q)));
+  take_norm(arguments, a, lse, norm, q);
   if (grad_lse) a.grad_lse = arguments.contiguous(*grad_lse, "grad_lse", rows, acc_type(q));
   Tensor grad_q = empty_in_layout(q, a.D);
   Tensor grad_k = empty_in_layout(k, a.D);
@@ -263,12 +310,12 @@ attention_backward(const Tensor& grad_out, const OptionalTensor& grad_lse, const
   Tensor grad_mask = at::empty({0}, q.options());
   if (need_mask) {
     grad_mask = at::zeros(mask->sizes(), q.options().dtype(acc_type(q)));
-    a.grad_mask = grad_mask.data_ptr();
+    a.grad_mask = grad_mask.mutable_data_ptr();
     for (int d = 0; d < 4; ++d) a.mask_sizes[d] = mask->size(d);
   }
-  a.grad_q = tokens_of(grad_q);
-  a.grad_k = tokens_of(grad_k);
-  a.grad_v = tokens_of(grad_v);
+  a.grad_q = result(grad_q);
+  a.grad_k = result(grad_k);
+  a.grad_v = result(grad_v);
   fastseq::kernels().attention_backward(&a);
   if (need_mask) grad_mask = grad_mask.to(mask->scalar_type());
   return {grad_q, grad_k, grad_v, grad_mask};
@@ -282,18 +329,19 @@ Tensor empty_weights(const Tensor& q, int64_t keys, bool average) {
 }
 
 Tensor attention_weights(const Tensor& q, const Tensor& k, const Tensor& lse,
-                         const OptionalTensor& mask, const OptionalTensor& alibi_slopes,
-                         const OptionalTensor& seed, double scale, int64_t window_left,
-                         int64_t window_right, bool bottom_right, double softcap, double dropout_p,
-                         int64_t max_seqlen_q, int64_t max_seqlen_k, bool average) {
+                         const OptionalTensor& norm, const OptionalTensor& mask,
+                         const OptionalTensor& alibi_slopes, const OptionalTensor& seed,
+                         double scale, int64_t window_left, int64_t window_right, bool bottom_right,
+                         double softcap, double dropout_p, int64_t max_seqlen_q,
+                         int64_t max_seqlen_k, bool average) {
   Arguments arguments;
   fastseq::AttentionWeightsArgs a{};
   set_common(arguments, a, q, k, std::nullopt, mask, std::nullopt, std::nullopt, alibi_slopes, seed,
              {scale, window_left, window_right, bottom_right, softcap, dropout_p, max_seqlen_q,
               max_seqlen_k});
-  a.lse = const_cast<void*>(arguments.contiguous(lse, "lse", {a.B, a.Hq, a.Sq}, acc_type(q)));
+  take_norm(arguments, a, lse, norm, q);
   const Tensor weights = empty_weights(q, a.Sk, average);
-  a.weights = weights.data_ptr(), a.average = average;
+  a.weights = weights.mutable_data_ptr(), a.average = average;
   fastseq::kernels().attention_weights(&a);
   return weights;
 }
@@ -310,8 +358,8 @@ attention_with_weights(const Tensor& q, const Tensor& k, const Tensor& v,
              {scale, window_left, window_right, bottom_right, softcap, dropout_p, max_seqlen_q,
               max_seqlen_k});
   const Tensor out = empty_in_layout(q, a.Dv), weights = empty_weights(q, a.Sk, average);
-  a.out = tokens_of(out);
-  a.weights = weights.data_ptr(), a.average = average;
+  a.out = result(out);
+  a.weights = weights.mutable_data_ptr(), a.average = average;
   fastseq::kernels().attention_weights(&a);
   return {out, weights};
 }
@@ -339,8 +387,6 @@ std::tuple<Tensor, Tensor> attention_decode(const Tensor& q, const Tensor& k_cac
               ", width) to go with k_cache, got ", v_cache.sizes());
   TORCH_CHECK(a.Hk > 0 ? a.Hq % a.Hk == 0 : a.Hq == 0, "fastseq: the heads of k_cache, ", a.Hk,
               ", must divide those of q, ", a.Hq);
-  TORCH_CHECK(std::isfinite(scale), "fastseq: scale must be finite, got ", scale);
-  TORCH_CHECK(softcap >= 0, "fastseq: softcap must not be negative, got ", softcap);
   a.lengths = arguments.ints(cache_seqlens, "cache_seqlens", {a.B});
   int64_t capacity = tokens;
   if (block_table) {
@@ -361,14 +407,13 @@ std::tuple<Tensor, Tensor> attention_decode(const Tensor& q, const Tensor& k_cac
     }
   }
   arguments.alibi(alibi_slopes, a.B, a.Hq, &a.alibi, &a.alibi_batch);
-  a.scale = scale, a.softcap = softcap;
-  a.window_left = window_left, a.window_right = window_right;
+  set_form(a, scale, softcap, window_left, window_right, a.Sq + capacity);
   a.bottom_right = true;
   a.threads = fastseq::usable_threads();
   Tensor out = empty_in_layout(q, a.Dv);
   Tensor lse = at::empty({a.B, a.Hq, a.Sq}, q.options().dtype(acc_type(q)));
-  a.out = tokens_of(out);
-  a.lse = lse.data_ptr();
+  a.out = result(out);
+  a.lse = lse.mutable_data_ptr();
   fastseq::kernels().attention_decode(&a);
   return {out, lse};
 }

@@ -56,7 +56,7 @@ beam_step(const Tensor& scores, const Tensor& continued, const Tensor& ids, cons
   check(worst, "worst", at::kFloat, {n});
   check(given, "given", at::kLong, {n});
   check(limit, "limit", at::kLong, {n});
-  const int64_t found = std::min(2 * beam, width * k);
+  const int64_t found = beam < width * k ? std::min(2 * beam, width * k) : width * k;
   TORCH_CHECK(beam > 0 && found > width, "fastseq: beam must be positive, and leave more than the ",
               width, " beams there are, got ", beam, " and ", k, " continuations");
   const Group going(n, std::min(beam, found - width), scores, ids);

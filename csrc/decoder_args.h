@@ -33,7 +33,7 @@ struct DecoderArgs {
   double word_scale, eps;
   const float* places; // (positions, d), added; or null
   const float* angles; // (2, positions, d/H/2), sines and cosines; or null
-  int64_t positions;
+  int64_t positions;   // of angles
   const NormWeights* embedding_norm; // or null
   const NormWeights* norms;          // in the order of their use
   const Packed* matrices;            // in the order of their use

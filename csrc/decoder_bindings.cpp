@@ -92,8 +92,9 @@ decoder_step(const Tensor& given, const Tensor& cache, const Tensor& ancestors, 
   a.length = length, a.cross = spans.has_value(), a.best = best;
   a.activation = activation_of(activation), a.norm_first = norm_first;
   a.word_scale = word_scale, a.eps = eps;
-  TORCH_CHECK(heads > 0 && a.d % heads == 0, "fastseq: heads must divide the width ", a.d, ", got ",
-              heads);
+  TORCH_CHECK(a.t > 0 || a.R == 0, "fastseq: tokens must have a step or more, got none");
+  TORCH_CHECK(heads > 0 && a.d > 0 && a.d % heads == 0, "fastseq: heads must divide the width ",
+              a.d, ", got ", heads);
   TORCH_CHECK(best >= 0 && best <= a.V, "fastseq: best must be from 0 to ", a.V, ", got ", best);
   TORCH_CHECK(length >= 0 && length + a.t <= a.capacity, "fastseq: the cache holds ", a.capacity,
               " tokens a row, got ", length, " and ", a.t, " new ones");
@@ -105,26 +106,31 @@ decoder_step(const Tensor& given, const Tensor& cache, const Tensor& ancestors, 
     TORCH_CHECK(a.tokens[i] >= 0 && a.tokens[i] < a.V, "fastseq: tokens must be below ", a.V,
                 ", got ", a.tokens[i]);
   floats(cache, "cache", {a.layers, 2, a.capacity, a.slots, a.d});
-  a.cache = cache.data_ptr<float>();
+  a.cache = cache.mutable_data_ptr<float>();
   check(ancestors, "ancestors", at::kInt, {a.R, a.capacity});
-  a.ancestors = ancestors.data_ptr<int32_t>();
+  a.ancestors = ancestors.mutable_data_ptr<int32_t>();
   for (int64_t r = 0; r < a.R; ++r)
     for (int64_t i = 0; i < length; ++i) {
       const int32_t slot = a.ancestors[r * a.capacity + i];
       TORCH_CHECK(slot >= 0 && slot < a.slots, "fastseq: ancestors must be below ", a.slots);
     }
   a.words = floats(words, "words", words.sizes());
+  const auto positions_of = [&](const Tensor& x, int64_t dim, const char* name) {
+    const int64_t positions = x.dim() > dim ? x.size(dim) : 0;
+    TORCH_CHECK(length + a.t <= positions, "fastseq: there are ", positions, " positions in ", name,
+                ", got ", length + a.t, " tokens");
+    return positions;
+  };
   if (places) {
-    a.positions = places->size(0);
-    a.places = floats(*places, "places", {a.positions, a.d});
+    const int64_t positions = positions_of(*places, 0, "places");
+    a.places = floats(*places, "places", {positions, a.d});
   }
   if (angles) {
-    TORCH_CHECK(angles->dim() == 3, "fastseq: angles must be (2, positions, head width / 2)");
-    a.positions = angles->size(1);
+    TORCH_CHECK(a.d / heads % 2 == 0, "fastseq: angles go with heads of an even width, got ",
+                a.d / heads);
+    a.positions = positions_of(*angles, 1, "angles");
     a.angles = floats(*angles, "angles", {2, a.positions, a.d / heads / 2});
   }
-  TORCH_CHECK((!places && !angles) || length + a.t <= a.positions, "fastseq: there are ",
-              a.positions, " positions, got ", length + a.t, " tokens");
 
   TORCH_CHECK(!matrices.empty(), "fastseq: too few matrices");
   Matrices all(matrices, biases, scales);
@@ -136,6 +142,8 @@ decoder_step(const Tensor& given, const Tensor& cache, const Tensor& ancestors, 
     all.take(a.d, ffn);
   }
   all.take(a.V, a.d);
+  TORCH_CHECK(all.packed.size() == matrices.size(), "fastseq: too many matrices, got ",
+              matrices.size());
   a.weights = all.type, a.matrices = all.packed.data();
 
   std::vector<fastseq::NormWeights> normed;
@@ -157,7 +165,7 @@ decoder_step(const Tensor& given, const Tensor& cache, const Tensor& ancestors, 
   std::vector<const float*> of_layers;
   if (a.cross) {
     TORCH_CHECK((int64_t)memory.size() == a.layers, "fastseq: memory must have an entry a layer");
-    const int64_t rows = a.layers ? memory[0].size(0) : 0;
+    const int64_t rows = a.layers && memory[0].dim() ? memory[0].size(0) : 0;
     for (const Tensor& x : memory) of_layers.push_back(floats(x, "memory", {rows, 2 * a.d}));
     check(*spans, "spans", at::kInt, {a.R, 2});
     a.memory = of_layers.data();
@@ -170,8 +178,8 @@ decoder_step(const Tensor& given, const Tensor& cache, const Tensor& ancestors, 
   }
   Tensor scores = at::empty({a.R, best ? best : a.V}, words.options());
   Tensor ids = at::empty({a.R, best}, tokens.options());
-  a.scores = scores.data_ptr<float>();
-  a.ids = ids.data_ptr<int64_t>();
+  a.scores = scores.mutable_data_ptr<float>();
+  a.ids = ids.mutable_data_ptr<int64_t>();
   a.threads = fastseq::usable_threads();
   fastseq::kernels().decoder(&a);
   return {scores, ids};

@@ -109,6 +109,7 @@ def _common(
     k: Tensor,
     v: Tensor,
     lse: Tensor,
+    norm: Tensor,
     mask: Tensor | None,
     cu_seqlens_q: Tensor | None,
     cu_seqlens_k: Tensor | None,
@@ -128,7 +129,8 @@ def _common(
     bounds = [None if x is None else x.contiguous() for x in (cu_seqlens_q, cu_seqlens_k)]
     sq, sk = (max_seqlen_q, max_seqlen_k) if varlen else (q.shape[2], k.shape[2])
     return {
-        "q": q, "k": k, "v": v, "lse": lse, "cu_q": bounds[0], "cu_k": bounds[1],
+        "q": q, "k": k, "v": v, "lse": lse, "norm": norm, "share": lse.numel(),
+        "cu_q": bounds[0], "cu_k": bounds[1],
         **_strides(varlen, q=q, k=k, v=v, lse=lse),
         **_mask_values(None if varlen else mask), **_slopes_values(alibi_slopes),
         "sq": sq, "sk": sk, "scale": scale, "softcap": softcap,
@@ -141,8 +143,8 @@ def _common(
         "B": cu_seqlens_q.numel() - 1 if cu_seqlens_q is not None and varlen else q.shape[0],
         "H": q.shape[1], "GROUP": q.shape[1] // max(k.shape[1], 1),
         "D": q.shape[3], "DV": v.shape[3], "BOTTOM_RIGHT": bottom_right, "VARLEN": varlen,
-        "SOFTCAP": softcap > 0, "DROPOUT": dropout_p > 0, "PRECISION": precision.of_attention(q),
-        "INDEX": _index_type(q, k, v),
+        "SOFTCAP": reference.is_cap(softcap), "DROPOUT": dropout_p > 0,
+        "PRECISION": precision.of_attention(q), "INDEX": _index_type(q, k, v),
     }  # fmt: skip
 
 
@@ -180,15 +182,27 @@ def _room_for_descriptors(size: int, alignment: int, stream: int | None) -> Tens
     return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
+def _norm(lse: Tensor, norm: Tensor | None, mask: Tensor | None) -> Tensor:
+    """What weights are made from; from the log-sum-exp where it came alone."""
+    if norm is not None:
+        return norm.contiguous()
+    unit = 1.0 if mask is not None and mask.dtype != torch.bool else math.log2(math.e)
+    blind = lse == -torch.inf
+    return torch.stack([(lse * unit).masked_fill(blind, torch.inf), (~blind).to(lse.dtype)])
+
+
 def attention_forward(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *context: Any
-) -> tuple[Tensor, Tensor]:
-    """``fastseq::attention_forward``: out, and the log-sum-exp of the scores (B, H, Sq)."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``fastseq::attention_forward``: out, the log-sum-exp of the scores (B, H, Sq), and norm."""
     if not _serves(q, v):
-        return reference.attention_forward(q, k, v, mask, *context)
+        out, lse, norm = reference.attention_forward(q, k, v, mask, *context)
+        # Of wide values: the kernel of weights still serves, and has scores in other units.
+        return out, lse, _norm(lse, None, mask) if _serves(q, k) else norm
     q, k, v = (_dense_rows(x) for x in (q, k, v))
     lse = q.new_empty(q.shape[:3], dtype=torch.float32)
-    values = _common(q, k, v, lse, mask, *context)
+    norm = lse.new_empty(2, *lse.shape)
+    values = _common(q, k, v, lse, norm, mask, *context)
     out = _like(q, v.shape[3], values["VARLEN"])
     values |= {"out": out, **_strides(values["VARLEN"], out=out)}
     with on(q.device):
@@ -196,7 +210,7 @@ def attention_forward(
             flash_forward.attention_forward, "forward", values,
             lambda tile: triton.cdiv(values["sq"], tile["BM"]) * values["B"] * values["H"],
         )  # fmt: skip
-    return out, lse
+    return out, lse, norm
 
 
 def attention_backward(
@@ -207,16 +221,18 @@ def attention_backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
+    norm: Tensor | None,
     mask: Tensor | None,
     *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``fastseq::attention_backward``: gradients of q, k, v, and of the mask where wanted."""
     if not _serves(q, v):
-        return reference.attention_backward(grad_out, grad_lse, q, k, v, out, lse, mask, *rest)
+        own = None if _serves(q, k) else norm
+        return reference.attention_backward(grad_out, grad_lse, q, k, v, out, lse, own, mask, *rest)
     *context, need_mask = rest
     q, k, v, out, grad_out = (_dense_rows(x) for x in (q, k, v, out, grad_out))
     lse = lse.contiguous()
-    values = _common(q, k, v, lse, mask, *context)
+    values = _common(q, k, v, lse, _norm(lse, norm, mask), mask, *context)
     varlen = values["VARLEN"]
     grads = [_like(x, x.shape[3], varlen) for x in (q, k, v)]
     values |= {
@@ -272,6 +288,7 @@ def attention_weights(
     q: Tensor,
     k: Tensor,
     lse: Tensor,
+    norm: Tensor | None,
     mask: Tensor | None,
     alibi_slopes: Tensor | None,
     seed: Tensor | None,
@@ -279,11 +296,13 @@ def attention_weights(
 ) -> Tensor:
     """``fastseq::attention_weights``: (B, H, Sq, Sk), or their mean over heads (B, Sq, Sk)."""
     if not _serves(q, k):
-        return reference.attention_weights(q, k, lse, mask, alibi_slopes, seed, *rest)
+        return reference.attention_weights(q, k, lse, norm, mask, alibi_slopes, seed, *rest)
     *options, average = rest
     q, k = _dense_rows(q), _dense_rows(k)
+    lse, no = lse.contiguous(), None
+    norm = _norm(lse, norm, mask)
     values = _common(
-        q, k, k, lse.contiguous(), mask, None, None, alibi_slopes, seed, *options
+        q, k, k, lse, norm, mask, no, no, alibi_slopes, seed, *options
     )  # no values are read
     batch, heads, sq, _ = q.shape
     sk, matrices = k.shape[2], batch * (1 if average else heads)
@@ -340,9 +359,10 @@ def attention_decode(
         "out_part": parts.stride(0), "lse_part": lse_parts.stride(0),
         "table_b": 0 if table is None else table.shape[1], **_slopes_values(alibi_slopes),
         "sq": sq, **_window(window_left, window_right, sq, capacity), "scale": scale,
-        "softcap": softcap, "SOFTCAP": softcap > 0, "splits": splits, "H": heads, "GROUP": group,
-        "D": q.shape[3], "DV": v.shape[3], "PAGE": 0 if table is None else page,
-        "PRECISION": precision.of_attention(q), "BD": widths.width, "BDV": widths.value_width,
+        "softcap": softcap, "SOFTCAP": reference.is_cap(softcap), "splits": splits,
+        "H": heads, "GROUP": group, "D": q.shape[3], "DV": v.shape[3],
+        "PAGE": 0 if table is None else page, "PRECISION": precision.of_attention(q),
+        "BD": widths.width, "BDV": widths.value_width,
     }  # fmt: skip
     with on(q.device):
         launch_fastest(

@@ -37,11 +37,11 @@ def _call(
         bias, bounds, bounds, slopes, torch.tensor(1), dim**-0.5, -1, 0 if causal else -1, False,
         softcap, dropout, length, length,
     )  # fmt: skip
-    out, lse = attention.attention_forward(q, k, v, *context)
+    out, lse, norm = attention.attention_forward(q, k, v, *context)
     if backward:
-        attention.attention_backward(out, lse, q, k, v, out, lse, *context, mask == "added")
+        attention.attention_backward(out, lse, q, k, v, out, lse, norm, *context, mask == "added")
     for average in (False, True) if weights else ():
-        attention.attention_weights(q, k, lse, bias, *context[3:], average)
+        attention.attention_weights(q, k, lse, norm, bias, *context[3:], average)
 
 
 def _decode(

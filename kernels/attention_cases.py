@@ -294,17 +294,18 @@ def run(case: Case, device: str) -> dict[str, float]:
         given = dict(given)
         upstream = given.pop("grad_out"), given.pop("grad_lse")
         q, k, v, *context = given.values()
-        out, lse = module.attention_forward(q, k, v, *context, seed, *options)
+        out, *sums = module.attention_forward(q, k, v, *context, seed, *options)
         grads = module.attention_backward(
-            *upstream, q, k, v, out, lse, *context, seed, *options, need_mask
+            *upstream, q, k, v, out, *sums, *context, seed, *options, need_mask
         )
         mask, packed, _, slopes = context
         # Of packed sequences they would be no matrix.
         each = (False, True) if case.weights and packed is None else ()
         weights = [
-            module.attention_weights(q, k, lse, mask, slopes, seed, *options, mean) for mean in each
+            module.attention_weights(q, k, *sums, mask, slopes, seed, *options, mean)
+            for mean in each
         ]
-        return [out, lse, *grads, *weights]
+        return [out, sums[0], *grads, *weights]
 
     exact = both(reference, _exact(tensors))
     plain = both(reference, tensors)

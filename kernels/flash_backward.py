@@ -16,12 +16,12 @@ from .flash_tile import (
     load_rows,
     load_walked,
     power,
-    score_of_lse,
     scores,
     sequence,
     store_rows,
     tiles_seen,
     walked,
+    weights,
 )
 
 
@@ -50,8 +50,8 @@ def attention_delta(
 
 @triton.jit
 def _absorb_queries(
-    dk, dv, keys, values, q, grad_out, lse, delta, q_s, grad_out_s, first_key, lengths, window,
-    form, draw,
+    dk, dv, keys, values, q, grad_out, norm, share, delta, q_s, grad_out_s, first_key, lengths,
+    window, form, draw,
     first, before, gap, count,  # tiles first …, of which ``gap`` are left out after ``before``
     D: tl.constexpr, DV: tl.constexpr, MASK: tl.constexpr, SOFTCAP: tl.constexpr,
     ALIBI: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
@@ -67,7 +67,7 @@ def _absorb_queries(
         queries = load_walked(q, start, sq, q_s, D, BM, BD, CHECK, INDEX, TMA)
         product = tl.dot(keys, tl.trans(queries), input_precision=PRECISION)
         s, t = scores(product, i, j, lengths, window, form, CHECK, SOFTCAP, ALIBI, MASK)
-        p = power(s - score_of_lse(tl.load(lse + i, mask=i < sq, other=float("inf")), MASK), MASK)
+        p = weights(s, norm + i, share, i < sq, MASK)
         dropped = p
         if DROPOUT:
             keep = tl.trans(kept(draw, start, first_key, BM, BN))
@@ -84,13 +84,13 @@ def _absorb_queries(
     return dk, dv
 
 
-@triton.jit(do_not_specialize=RUNTIME)
+@triton.jit(do_not_specialize=[name for name in RUNTIME if name != "GROUP"])
 def attention_backward_keys(
-    q, k, v, grad_out, lse, delta, mask, cu_q, cu_k, slopes, grad_k, grad_v,
+    q, k, v, grad_out, norm, delta, mask, cu_q, cu_k, slopes, grad_k, grad_v,
     q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, grad_out_b, grad_out_h, grad_out_s, lse_b, lse_h,
     mask_b, mask_h, mask_q, mask_k, slopes_b,
     grad_k_b, grad_k_h, grad_k_s, grad_v_b, grad_v_h, grad_v_s,
-    sq, sk, left, right, scale, softcap, seed: tl.int64, threshold: tl.int64, keep_scale,
+    share, sq, sk, left, right, scale, softcap, seed: tl.int64, threshold: tl.int64, keep_scale,
     rows, quads, sizes,
     H,
     GROUP: tl.constexpr,  # bounds the loop around all others: unknown, it would cost registers
@@ -127,7 +127,7 @@ def attention_backward_keys(
         at = grad_out + b * grad_out_b + h * grad_out_h + start_q * grad_out_s
         upstream_of = walked(at, sq, grad_out_s, DV, BM, BDV, TMA)
         sums = b * lse_b + h * lse_h + start_q
-        mask_of = lse  # for want of None, which tuples made in loops cannot hold
+        mask_of = norm  # for want of None, which tuples made in loops cannot hold
         if MASK is not None:
             mask_of = mask + (b * mask_b + h * mask_h)
         slope = 0.0
@@ -136,13 +136,13 @@ def attention_backward_keys(
         form = (scale, softcap, slope, mask_of, mask_q, mask_k)
         draw = (seed, threshold, keep_scale, (b * H + h) * rows, quads)
         dk, dv = _absorb_queries(
-            dk, dv, keys, values, queries_of, upstream_of, lse + sums, delta + sums, q_s,
+            dk, dv, keys, values, queries_of, upstream_of, norm + sums, share, delta + sums, q_s,
             grad_out_s, first_key, lengths, window, form, draw,
             full, 0, 0, full_end - full,
             D, DV, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, INDEX, BM, BN, BD, BDV, TMA, False,
         )  # fmt: skip
         dk, dv = _absorb_queries(
-            dk, dv, keys, values, queries_of, upstream_of, lse + sums, delta + sums, q_s,
+            dk, dv, keys, values, queries_of, upstream_of, norm + sums, share, delta + sums, q_s,
             grad_out_s, first_key, lengths, window, form, draw,
             first, full - first, full_end - full, full - first + end - full_end,
             D, DV, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, INDEX, BM, BN, BD, BDV, TMA, True,
@@ -157,7 +157,7 @@ def attention_backward_keys(
 
 @triton.jit
 def gradient_of_scores(
-    product, dp, lse, delta, first_query, first_key, lengths, window, form, draw,
+    product, dp, sums, first_query, first_key, lengths, window, form, draw,
     MASK: tl.constexpr, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, DROPOUT: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, CHECK: tl.constexpr,
 ):  # fmt: skip
@@ -167,20 +167,22 @@ def gradient_of_scores(
     s, t = scores(product, i, j, lengths, window, form, CHECK, SOFTCAP, ALIBI, MASK)
     if DROPOUT:
         dp = tl.where(kept(draw, first_query, first_key, BM, BN), dp * draw[2], 0.0)
-    return power(s - lse[:, None], MASK) * (dp - delta[:, None]), t
+    peak, share, delta = sums
+    return power(s - peak, MASK) * share * (dp - delta), t
 
 
 @triton.jit
-def load_sums(lse, delta, first, sq, BM: tl.constexpr, MASK: tl.constexpr):
-    """What the forward pass left of a block of queries: their log-sum-exp, and delta."""
-    i = first + tl.arange(0, BM)
-    lse_tile = tl.load(lse + i, mask=i < sq, other=float("-inf"))
-    return score_of_lse(lse_tile, MASK), tl.load(delta + i, mask=i < sq, other=0)
+def load_sums(norm, share, delta, first, sq, BM: tl.constexpr):
+    """What a block of queries' weights are made from, both of its numbers; and delta."""
+    i = first + tl.arange(0, BM)[:, None]
+    peak = tl.load(norm + i, mask=i < sq, other=float("inf"))
+    shares = tl.load(norm + share + i, mask=i < sq, other=0)
+    return peak, shares, tl.load(delta + i, mask=i < sq, other=0)
 
 
 @triton.jit
 def _absorb_keys(
-    dq, queries, upstream, lse, delta, k, v, k_s, v_s, first_query, lengths, window, form, draw,
+    dq, queries, upstream, sums, k, v, k_s, v_s, first_query, lengths, window, form, draw,
     first, before, gap, count,  # tiles first …, of which ``gap`` are left out after ``before``
     D: tl.constexpr, DV: tl.constexpr, MASK: tl.constexpr, SOFTCAP: tl.constexpr,
     ALIBI: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
@@ -195,7 +197,7 @@ def _absorb_keys(
         product = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
         dp = tl.dot(upstream, tl.trans(values), input_precision=PRECISION)
         ds, t = gradient_of_scores(
-            product, dp, lse, delta, first_query, start, lengths, window, form, draw,
+            product, dp, sums, first_query, start, lengths, window, form, draw,
             MASK, SOFTCAP, ALIBI, DROPOUT, BM, BN, CHECK,
         )  # fmt: skip
         if SOFTCAP:
@@ -206,10 +208,10 @@ def _absorb_keys(
 
 @triton.jit(do_not_specialize=RUNTIME)
 def attention_backward_queries(
-    q, k, v, grad_out, lse, delta, mask, cu_q, cu_k, slopes, grad_q,
+    q, k, v, grad_out, norm, delta, mask, cu_q, cu_k, slopes, grad_q,
     q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, grad_out_b, grad_out_h, grad_out_s, lse_b, lse_h,
     mask_b, mask_h, mask_q, mask_k, slopes_b, grad_q_b, grad_q_h, grad_q_s,
-    sq, sk, left, right, scale, softcap, seed: tl.int64, threshold: tl.int64, keep_scale,
+    share, sq, sk, left, right, scale, softcap, seed: tl.int64, threshold: tl.int64, keep_scale,
     rows, quads, sizes,
     H, GROUP, D: tl.constexpr, DV: tl.constexpr,
     BOTTOM_RIGHT: tl.constexpr, VARLEN: tl.constexpr, MASK: tl.constexpr, SOFTCAP: tl.constexpr,
@@ -247,16 +249,16 @@ def attention_backward_queries(
     queries = load_rows(q, first_query, sq, q_s, D, BM, BD, True, INDEX)
     upstream = load_rows(grad_out, first_query, sq, grad_out_s, DV, BM, BDV, True, INDEX)
     at = b * lse_b + h * lse_h + start_q
-    lse_tile, delta_tile = load_sums(lse + at, delta + at, first_query, sq, BM, MASK)
+    sums = load_sums(norm + at, share, delta + at, first_query, sq, BM)
     dq = tl.zeros([BM, BD], dtype=tl.float32)
     dq = _absorb_keys(
-        dq, queries, upstream, lse_tile, delta_tile, keys, values, k_s, v_s, first_query, lengths,
-        window, form, draw, full, 0, 0, full_end - full,
+        dq, queries, upstream, sums, keys, values, k_s, v_s, first_query, lengths, window, form,
+        draw, full, 0, 0, full_end - full,
         D, DV, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, INDEX, BM, BN, BD, BDV, TMA, False,
     )  # fmt: skip
     dq = _absorb_keys(
-        dq, queries, upstream, lse_tile, delta_tile, keys, values, k_s, v_s, first_query, lengths,
-        window, form, draw, first, full - first, full_end - full, full - first + end - full_end,
+        dq, queries, upstream, sums, keys, values, k_s, v_s, first_query, lengths, window, form,
+        draw, first, full - first, full_end - full, full - first + end - full_end,
         D, DV, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, INDEX, BM, BN, BD, BDV, TMA, True,
     )  # fmt: skip
     grad_q += b * grad_q_b + h * grad_q_h + start_q * grad_q_s

@@ -14,10 +14,10 @@ from .flash_tile import (
     kept,
     load_rows,
     load_walked,
-    lse_of,
     scores,
     sequence,
     store_rows,
+    store_sums,
     tiles_seen,
     walked,
 )
@@ -50,10 +50,10 @@ def _absorb_tiles(
 
 @triton.jit(do_not_specialize=RUNTIME)
 def attention_forward(
-    q, k, v, out, lse, mask, cu_q, cu_k, slopes,
+    q, k, v, out, lse, norm, mask, cu_q, cu_k, slopes,
     q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, out_b, out_h, out_s, lse_b, lse_h,
     mask_b, mask_h, mask_q, mask_k, slopes_b,
-    sq, sk, left, right, scale, softcap, seed: tl.int64, threshold: tl.int64, keep_scale,
+    share, sq, sk, left, right, scale, softcap, seed: tl.int64, threshold: tl.int64, keep_scale,
     rows, quads,  # of a head and of a query, in dropout's counters
     sizes,  # for the tuner alone
     H, GROUP, D: tl.constexpr, DV: tl.constexpr,
@@ -108,5 +108,5 @@ def attention_forward(
     out += b * out_b + h * out_h + start_q * out_s
     store_rows(out, acc, first_query, sq, out_s, DV, BM, BDV, INDEX)
     i = first_query + tl.arange(0, BM)
-    lse += b * lse_b + h * lse_h + start_q
-    tl.store(lse + i, lse_of(m, l, MASK), mask=i < sq)
+    at = b * lse_b + h * lse_h + start_q + i
+    store_sums(lse + at, norm + at, share, m, l, i < sq, MASK)

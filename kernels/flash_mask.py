@@ -14,11 +14,11 @@ from .flash_tile import RUNTIME, tile_product, tiles_seen
 
 @triton.jit(do_not_specialize=(*RUNTIME, "B", "parts"))
 def attention_backward_mask(
-    q, k, v, grad_out, lse, delta, mask, slopes,
+    q, k, v, grad_out, norm, delta, mask, slopes,
     grad_mask,  # (parts, *mask.shape)
     q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, grad_out_b, grad_out_h, grad_out_s, lse_b, lse_h,
     mask_b, mask_h, mask_q, mask_k, slopes_b,
-    B, sq, sk, left, right, scale, softcap, seed: tl.int64, threshold: tl.int64, keep_scale,
+    share, B, sq, sk, left, right, scale, softcap, seed: tl.int64, threshold: tl.int64, keep_scale,
     rows, quads, sizes, parts,
     H, GROUP, D: tl.constexpr, DV: tl.constexpr,
     # Which dimensions of the mask are 1 and stand for more.
@@ -75,10 +75,10 @@ def attention_backward_mask(
                 v_s, DV, PRECISION, INDEX, BM, BN, BK,
             )  # fmt: skip
             at = b * lse_b + h * lse_h
-            lse_tile, delta_tile = load_sums(lse + at, delta + at, first_query, sq, BM, MASK)
+            sums = load_sums(norm + at, share, delta + at, first_query, sq, BM)
             ds, _t = gradient_of_scores(
-                product, dp, lse_tile, delta_tile, first_query, first_key, lengths, window, form,
-                draw, MASK, SOFTCAP, ALIBI, DROPOUT, BM, BN, True,
+                product, dp, sums, first_query, first_key, lengths, window, form, draw,
+                MASK, SOFTCAP, ALIBI, DROPOUT, BM, BN, True,
             )  # fmt: skip
             total += ds
     size_q, size_k = sq, sk

@@ -17,7 +17,7 @@ from .elementary import tanh
 # Numbers that differ from call to call or from model to model: not worth a kernel each.
 RUNTIME = (
     "sq", "sk", "left", "right", "seed", "threshold", "rows", "quads", "sizes", "H", "GROUP",
-    "lse_b", "lse_h",
+    "lse_b", "lse_h", "share",
 )  # fmt: skip
 LOG2E = tl.constexpr(1.4426950408889634)
 LEFT_OUT = tl.constexpr(-2.3e38)  # as in the reference: such a mask leaves the key out
@@ -176,10 +176,20 @@ def power(s, MASK: tl.constexpr):
 
 
 @triton.jit
-def score_of_lse(lse, MASK: tl.constexpr):
-    """The log-sum-exp in the units of scores; +inf where a query saw no key: weights are then 0."""
-    unit: tl.constexpr = 1.0 if MASK == "added" else LOG2E
-    return tl.where(lse == float("-inf"), float("inf"), lse * unit)
+def weights(s, norm, share, present, MASK: tl.constexpr):
+    """Weights from scores: each row's largest score is at ``norm``, and ``share`` after it one over
+    the sum of the weights over that. Neither is a rounded sum of a large number and a small one."""
+    peak = tl.load(norm, mask=present, other=float("inf"))
+    return power(s - peak, MASK) * tl.load(norm + share, mask=present, other=0)
+
+
+@triton.jit
+def store_sums(lse, norm, share, m, l, present, MASK: tl.constexpr):
+    """What the backward pass and ``weights`` need of the largest scores m and the sums l."""
+    none = l == 0
+    tl.store(lse, lse_of(m, l, MASK), mask=present)
+    tl.store(norm, tl.where(none, float("inf"), m), mask=present)
+    tl.store(norm + share, tl.where(none, 0.0, 1 / l), mask=present)
 
 
 @triton.jit

@@ -7,12 +7,13 @@ k (B, H / GROUP, sk, D), lse (B, H, sq), weights (B, H, sq, sk) or, AVERAGE, (B,
 import triton
 import triton.language as tl
 
-from .flash_tile import RUNTIME, kept, power, score_of_lse, scores, tile_product, tiles_seen
+from .flash_tile import RUNTIME, kept, scores, tile_product, tiles_seen
+from .flash_tile import weights as weights_of
 
 
 @triton.jit
 def _of_head(
-    q, k, lse, mask, slopes, first_query, first_key, lengths, window, form, draw, q_s, k_s,
+    q, k, norm, share, mask, slopes, first_query, first_key, lengths, window, form, draw, q_s, k_s,
     D: tl.constexpr, MASK: tl.constexpr, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr,
     DROPOUT: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
@@ -30,8 +31,7 @@ def _of_head(
     )
     form = (scale, softcap, slope, mask, mask_q, mask_k)
     s, _ = scores(product, i, j, lengths, window, form, True, SOFTCAP, ALIBI, MASK)
-    sums = tl.load(lse + i, mask=i < sq, other=0)
-    p = power(s - score_of_lse(sums, MASK), MASK)
+    p = weights_of(s, norm + i, share, i < sq, MASK)
     if DROPOUT:
         keep_scale = draw[2]
         p = tl.where(kept(draw, first_query, first_key, BM, BN), p * keep_scale, 0.0)
@@ -40,9 +40,9 @@ def _of_head(
 
 @triton.jit(do_not_specialize=RUNTIME)
 def attention_weights(
-    q, k, lse, weights, mask, slopes,
+    q, k, norm, weights, mask, slopes,
     q_b, q_h, q_s, k_b, k_h, k_s, lse_b, lse_h, mask_b, mask_h, mask_q, mask_k, slopes_b,
-    sq, sk, left, right, scale, softcap, seed: tl.int64, threshold: tl.int64, keep_scale,
+    share, sq, sk, left, right, scale, softcap, seed: tl.int64, threshold: tl.int64, keep_scale,
     rows, quads, sizes,
     H, GROUP, D: tl.constexpr, AVERAGE: tl.constexpr,
     BOTTOM_RIGHT: tl.constexpr, MASK: tl.constexpr, SOFTCAP: tl.constexpr,
@@ -70,7 +70,8 @@ def attention_weights(
             key_head, h = (h // GROUP).to(tl.int64), h.to(tl.int64)
             draw = (seed, threshold, keep_scale, (b * H + h) * rows, quads)
             total += _of_head(
-                q + b * q_b + h * q_h, k + b * k_b + key_head * k_h, lse + b * lse_b + h * lse_h,
+                q + b * q_b + h * q_h, k + b * k_b + key_head * k_h,
+                norm + b * lse_b + h * lse_h, share,
                 None if MASK is None else mask + b * mask_b + h * mask_h,
                 slopes + b * slopes_b + h if ALIBI else None,
                 first_query, first_key, lengths, window, form, draw, q_s, k_s, D, MASK, SOFTCAP,

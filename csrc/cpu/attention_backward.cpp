@@ -31,20 +31,23 @@ struct Backward {
 
   struct Scratch {
     A *queries, *query_rows, *grads, *grad_rows; // across and along, as the products want them
+    A* outs;                                     // across
     A *weights, *slopes, *pairs, *cap_slopes;    // (KEYS, Q)
-    A *lse, *delta, *grad_q, *grad_k, *grad_v;
+    A *peak, *share, *delta, *grad_q, *grad_k, *grad_v;
     A *keys, *key_rows, *values;
     T* rows;
     void cut(Cutter& c, const Backward& f) {
       queries = c.take<A>(f.words * Q);
       query_rows = c.take<A>(Q / WORD * round_up_to(f.width, W));
       grads = c.take<A>(f.words_v * Q);
+      outs = c.take<A>(f.words_v * Q);
       grad_rows = c.take<A>(Q / WORD * round_up_to(f.width_v, W));
       weights = c.take<A>(KEYS * Q);
       slopes = c.take<A>(KEYS * Q);
       pairs = c.take<A>(WORD == 1 ? 0 : KEYS / WORD * Q);
       cap_slopes = c.take<A>(f.a.softcap > 0 ? KEYS * Q : 0);
-      lse = c.take<A>(Q);
+      peak = c.take<A>(Q);
+      share = c.take<A>(Q);
       delta = c.take<A>(Q);
       grad_q = c.take<A>(Q * f.width);
       grad_k = c.take<A>(f.chunk_keys * f.width);
@@ -198,23 +201,26 @@ struct Backward {
 
   // Packs a block's queries and gradients; what rows have in common with every key.
   void load_queries(const Block& b, Scratch& s) const {
-    for (int64_t row = 0; row < b.panels * W; ++row) {
-      s.lse[row] = (A)__builtin_inf(); // no weight where there is no query, or it sees no key
-      s.delta[row] = 0;
-      if (row >= b.rows) continue;
-      const A lse = *lse_at<const A>(a, (const A*)a.lse, b, row);
-      if (lse != -__builtin_inf()) s.lse[row] = lse * exponent_unit(A());
-      const int64_t token = b.unit.q0 + b.index[row];
-      const T* grad = tokens_at<T>(a, a.grad_out, b.unit, b.head[row], token);
-      const T* out = tokens_at<T>(a, a.out, b.unit, b.head[row], token);
-      V dot = {};
-      for (int64_t d = 0; d < a.Dv; d += L)
-        dot += load(grad + d, a.Dv - d) * load(out + d, a.Dv - d);
-      s.delta[row] = sum<A>(dot);
-      if (a.grad_lse) s.delta[row] -= *lse_at<const A>(a, (const A*)a.grad_lse, b, row);
-    }
     pack_both(b, a.q, a.D, s.rows, s.queries, s.query_rows);
     pack_both(b, a.grad_out, a.Dv, s.rows, s.grads, s.grad_rows);
+    pack_rows_across(b, rows_of(a, a.out, b, a.Dv, s.rows, row_stride), a.Dv, s.outs);
+    // Summed as the gradients of weights are: where one key has all the weight nothing is left.
+    for (int64_t p = 0; p < b.panels; ++p)
+      for (int n = 0; n < W; n += L) {
+        const A *out = s.outs + p * words_v * W + n, *grad = s.grads + p * words_v * W + n;
+        V dot = {};
+        for (int64_t k = 0; k < words_v; ++k)
+          dot = P::fma(dot, load(out + k * W), load(grad + k * W));
+        store(s.delta + p * W + n, dot);
+      }
+    for (int64_t row = 0; row < b.panels * W; ++row) {
+      s.peak[row] = (A)__builtin_inf(); // no weight where there is no query
+      s.share[row] = 0;
+      if (row >= b.rows) continue;
+      const int64_t at = place_of(a, b, row);
+      read_row(a, b.unit_of_scores, at, s.peak + row, s.share + row);
+      if (a.grad_lse) s.delta[row] -= ((const A*)a.grad_lse)[at];
+    }
   }
   void pack_both(const Block& b, const Tokens& x, int64_t size, T* room, A* across,
                  A* along) const {
@@ -268,18 +274,18 @@ struct Backward {
       if (j < n) put(s, j, v, {}, {});
     }
     if (from == to) return;
-    A factor = (A)a.scale * exponent_unit(A());
-    if (b.adds_to_scores() || factor <= 0) {
-      b.finish(s.weights, Q, j0, from, to, v, a.softcap > 0 ? s.cap_slopes : nullptr);
-      factor = 1;
-    }
-    b.cut(s.weights, Q, j0, from, to, v);
-    const V lse = load(s.lse + v * L), delta = load(s.delta + v * L);
+    b.complete(s.weights, Q, j0, from, to, v, a.softcap > 0 ? s.cap_slopes : nullptr);
+    const A factor = b.unit_of_scores.factor;
+    const V peak = load(s.peak + v * L), share = load(s.share + v * L);
+    const V delta = load(s.delta + v * L);
+    const auto weight = [&](int64_t j) __attribute__((always_inline)) {
+      return exponential((load(w + j * Q) - peak) * factor) * share;
+    };
     if (a.dropout_p == 0 && !a.grad_mask && a.softcap == 0) {
       for (int64_t j = from; j < to; j += WORD) {
         Rows p = {}, d = {};
         for (int i = 0; i < WORD && j + i < to; ++i) {
-          p.of[i] = exponential(load(w + (j + i) * Q) * factor - lse);
+          p.of[i] = weight(j + i);
           d.of[i] = p.of[i] * (load(g + (j + i) * Q) - delta);
         }
         put(s, j, v, p, d);
@@ -287,7 +293,7 @@ struct Backward {
       return;
     }
     const auto in_place = [&](int64_t j, V kept) {
-      const V p = exponential(load(w + j * Q) * factor - lse);
+      const V p = weight(j);
       store(w + j * Q, p * kept);
       store(g + j * Q, p * (load(g + j * Q) * kept - delta));
     };

@@ -89,6 +89,49 @@ FASTSEQ_INLINE Vec<double> keep_from(U32 words, uint32_t threshold, double kept)
   return load(factor);
 }
 
+// What a stored score is worth. A score that is q·k and nothing else is stored as that product:
+// what the scale and the exponent's unit would round goes into differences alone, which are small.
+template <class A>
+struct ScoreUnit {
+  bool raw;
+  A factor;       // exponent units
+  double natural; // natural units
+};
+template <class A, class Args>
+static ScoreUnit<A> score_unit(const Args& a) {
+  const double unit = exponent_unit(A()), steps = a.scale * unit;
+  const bool raw = a.softcap == 0 && !a.alibi && a.mask.type == MASK_NONE && //
+                   steps > 0x1p-60 && steps < 0x1p60;
+  return raw ? ScoreUnit<A>{true, (A)steps, a.scale} : ScoreUnit<A>{false, 1, 1 / unit};
+}
+
+// A row's log-sum-exp, and what its weights are made from: e^((score - peak) factor) share. Both
+// have no rounded sum in them, which among large scores would be off by more than the weights.
+// These are the row's largest score and the sum of the weights over it, with its logarithm.
+template <class A, class Args>
+static void write_row(const Args& a, const ScoreUnit<A>& unit, int64_t at, A largest, A total,
+                      A log_total) {
+  const bool none = total == 0; // it sees no key; NaN goes on
+  ((A*)a.lse)[at] = none ? (A)-__builtin_inf() : (A)(largest * unit.natural + log_total);
+  if (!a.peak) return;
+  ((A*)a.peak)[at] = none ? (A)__builtin_inf() : largest;
+  ((A*)a.share)[at] = none ? 0 : 1 / total;
+}
+
+// The same numbers; from the log-sum-exp where it came alone.
+template <class A>
+static void read_row(const AttentionArgs& a, const ScoreUnit<A>& unit, int64_t at, A* peak,
+                     A* share) {
+  if (a.peak) {
+    *peak = ((const A*)a.peak)[at], *share = ((const A*)a.share)[at];
+    return;
+  }
+  const A lse = ((const A*)a.lse)[at];
+  const bool none = lse == -__builtin_inf();
+  *peak = none ? (A)__builtin_inf() : (A)(lse / unit.natural);
+  *share = none ? 0 : (A)__builtin_exp(*peak * unit.natural - lse);
+}
+
 template <class A>
 using Index = decltype(Ints<A>{}[0] + Ints<A>{}[0]);
 
@@ -211,6 +254,7 @@ struct QueryBlock {
   };
 
   const AttentionArgs* args;
+  ScoreUnit<A> unit_of_scores;
   Unit unit;
   int64_t first, rows, panels, vectors; // rows of the unit
   int64_t low, high;                    // keys that any lane sees; low is a multiple of 4
@@ -222,6 +266,7 @@ struct QueryBlock {
 
   void set(const AttentionArgs& a, const Unit& u, int64_t first_row) {
     args = &a;
+    unit_of_scores = score_unit<A>(a);
     unit = u;
     first = first_row;
     rows = least(QUERIES, u.rows() - first);
@@ -270,10 +315,6 @@ struct QueryBlock {
     }
   }
 
-  bool adds_to_scores() const {
-    return args->softcap > 0 || args->alibi || args->mask.type != MASK_NONE;
-  }
-
   // Finishes the raw scores s of rows [from, to), key j0 being row 0, and lanes of vector v, in
   // exponent units. keep_slope, if given, gets the derivative of the softcap.
   void finish(A* s, int64_t ld, int64_t j0, int64_t from, int64_t to, int64_t v,
@@ -290,7 +331,7 @@ struct QueryBlock {
       }
       if (args->alibi) {
         const V distance = __builtin_convertvector(position[v] - (Index<A>)(j0 + j), V);
-        t -= slope[v] * (distance < 0 ? -distance : distance);
+        t = fused(-slope[v], distance < 0 ? -distance : distance, t); // the same bits everywhere
       }
       store(s + j * ld, t * unit_);
     }
@@ -330,15 +371,11 @@ struct QueryBlock {
     }
   }
 
-  // Both of these; times the factor that is returned, scores are in exponent units.
-  A complete(A* s, int64_t ld, int64_t j0, int64_t from, int64_t to, int64_t v) const {
-    A factor = (A)args->scale * exponent_unit(A());
-    if (adds_to_scores() || factor <= 0) {
-      finish(s, ld, j0, from, to, v, nullptr);
-      factor = 1;
-    }
+  // Both of these, as far as the unit of scores asks for.
+  void complete(A* s, int64_t ld, int64_t j0, int64_t from, int64_t to, int64_t v,
+                A* keep_slope = nullptr) const {
+    if (!unit_of_scores.raw) finish(s, ld, j0, from, to, v, keep_slope);
     cut(s, ld, j0, from, to, v);
-    return factor;
   }
 
   // Multiplies rows [from, to) of p by 0 or 1/(1 - dropout_p). from is a multiple of 4.
@@ -421,7 +458,7 @@ template <class A>
 FASTSEQ_INLINE Vec<A> weigh(A* x, int64_t ld, int64_t from, int64_t to, A factor, Vec<A> base) {
   Vec<A> total = {};
   for (int64_t j = from; j < to; ++j) {
-    const Vec<A> weight = exponential(load(x + j * ld) * factor - base);
+    const Vec<A> weight = exponential((load(x + j * ld) - base) * factor);
     total += weight;
     store(x + j * ld, weight);
   }
@@ -444,7 +481,7 @@ FASTSEQ_INLINE Vec<Acc<T>> weigh_in_words(Acc<T>* x, int64_t ld, int64_t from, i
   typedef Vec<Acc<T>> V;
   if (Shape<T>::WORD == 1) return weigh<Acc<T>>(x, ld, from, to, factor, base);
   V total = {};
-  const auto weight = [&](int64_t j) { return exponential(load(x + j * ld) * factor - base); };
+  const auto weight = [&](int64_t j) { return exponential((load(x + j * ld) - base) * factor); };
   for (int64_t j = from; j < to; j += 2) {
     const V first = weight(j), second = j + 1 < to ? weight(j + 1) : V{};
     total += first + second;
@@ -484,10 +521,11 @@ static void pack_rows_across(const QueryBlock<T>& b, Lines<T> rows, int64_t widt
     pack_across<T>(rows.data + p * W * rows.stride, rows.stride, width, to);
 }
 
-template <class A, class Block>
-static A* lse_at(const AttentionArgs& a, A* lse, const Block& b, int64_t row) {
+// Where a row stands in lse, and in what is like it.
+template <class Block>
+static int64_t place_of(const AttentionArgs& a, const Block& b, int64_t row) {
   const int64_t batch = a.cu_q ? 0 : b.unit.b;
-  return lse + (batch * a.Hq + b.head[row]) * a.Sq + b.unit.q0 + b.index[row];
+  return (batch * a.Hq + b.head[row]) * a.Sq + b.unit.q0 + b.index[row];
 }
 
 // to (n, QUERIES) = rows of x by each vector of queries that sees any key of a strip.

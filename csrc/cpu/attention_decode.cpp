@@ -26,6 +26,7 @@ struct Decode {
   };
 
   const DecodeArgs& a;
+  const ScoreUnit<A> unit;
   const int64_t group, rows, width, width_v, partial;
   // Of a task. Where a token's heads lie side by side, all: then memory is read as it lies.
   const int64_t heads;
@@ -36,8 +37,8 @@ struct Decode {
   int64_t* first_task;      // of each sequence, (B + 1)
 
   explicit Decode(const DecodeArgs& args)
-      : a(args), group(a.Hk ? a.Hq / a.Hk : 0), rows(group * a.Sq), width(round_up_to(a.D, E)),
-        width_v(round_up_to(a.Dv, E)), partial(rows * (width_v + 2)),
+      : a(args), unit(score_unit<A>(args)), group(a.Hk ? a.Hq / a.Hk : 0), rows(group * a.Sq),
+        width(round_up_to(a.D, E)), width_v(round_up_to(a.Dv, E)), partial(rows * (width_v + 2)),
         heads(a.k.head < a.k.token ? a.Hk : 1), chunk_keys(heads > 1 ? 64 : CHUNK),
         run_length(heads > 1 ? 16 : 64) {}
 
@@ -246,24 +247,8 @@ struct Decode {
     const Task& t = at.t;
     const int64_t from = t.from, n = t.to - from;
     const int64_t h = at.head * group + row / a.Sq, i = row % a.Sq;
-    const A none = (A)-__builtin_inf(), cap = (A)a.softcap;
-    const A factor = cap > 0 || a.alibi ? (A)a.scale : (A)a.scale * exponent_unit(A());
-    A distances[L]; // of the first keys from the row's own
-    for (int l = 0; l < L; ++l) distances[l] = (A)(from + l - (i + t.length - a.Sq));
-    for (int64_t j = n; j < round_up_to(n, L); ++j) s[j] = 0;
-    for (int64_t j = 0; j < n; j += L) {
-      V x = load(s + j) * factor;
-      if (cap > 0) x = cap * tanh(x / cap);
-      if (a.alibi) {
-        const V distance = load(distances) + (A)j;
-        x -= (A)a.alibi[t.b * a.alibi_batch + h] * (distance < 0 ? -distance : distance);
-      }
-      store(s + j, cap > 0 || a.alibi ? x * exponent_unit(A()) : x);
-    }
-    if (a.mask.type != MASK_NONE)
-      add_mask<A>(a.mask,
-                  t.b * a.mask.batch + h * a.mask.head + i * a.mask.query + from * a.mask.key, n,
-                  s);
+    const A none = (A)-__builtin_inf();
+    if (!unit.raw) finish(t, h, i, n, s);
     int64_t low, high;
     range(t, i, &low, &high);
     for (int64_t j = 0; j < round_up_to(n, L); ++j) {
@@ -277,12 +262,33 @@ struct Decode {
     const A base = maximum == none ? 0 : maximum;
     V total = {};
     for (int64_t j = 0; j < n; j += L) {
-      const V weight = exponential(load(s + j) - base);
+      const V weight = exponential((load(s + j) - base) * unit.factor);
       total += weight;
       store(s + j, weight);
     }
     at.maximum[row] = maximum;
     at.total[row] = sum<A>(total);
+  }
+
+  // The raw scores s of n keys with what is added, in exponent units.
+  void finish(const Task& t, int64_t h, int64_t i, int64_t n, A* s) const {
+    const A scale = (A)a.scale, cap = (A)a.softcap;
+    A distances[L]; // of the first keys from the row's own
+    for (int l = 0; l < L; ++l) distances[l] = (A)(t.from + l - (i + t.length - a.Sq));
+    for (int64_t j = n; j < round_up_to(n, L); ++j) s[j] = 0;
+    for (int64_t j = 0; j < n; j += L) {
+      V x = load(s + j) * scale;
+      if (cap > 0) x = cap * tanh(x / cap);
+      if (a.alibi) {
+        const V distance = load(distances) + (A)j;
+        x -= (A)a.alibi[t.b * a.alibi_batch + h] * (distance < 0 ? -distance : distance);
+      }
+      store(s + j, x * exponent_unit(A()));
+    }
+    if (a.mask.type != MASK_NONE)
+      add_mask<A>(a.mask,
+                  t.b * a.mask.batch + h * a.mask.head + i * a.mask.query + t.from * a.mask.key, n,
+                  s);
   }
 
   // out (ROWS, width_v) += weights (ROWS, CHUNK) of n keys by their values.
@@ -335,11 +341,12 @@ struct Decode {
   void merge(int64_t b, int64_t head, int64_t row, A* parts, int64_t count) const {
     A* const first = parts + row * width_v;
     auto maximum_of = [&](int64_t chunk) { return parts[chunk * partial + rows * width_v + row]; };
-    A maximum = maximum_of(0), total = 0;
-    for (int64_t chunk = 1; chunk < count; ++chunk)
+    A maximum = -(A)__builtin_inf(), total = 0;
+    for (int64_t chunk = 0; chunk < count; ++chunk)
       maximum = maximum_of(chunk) > maximum ? maximum_of(chunk) : maximum;
-    for (int64_t chunk = 0; chunk < count && maximum != -__builtin_inf(); ++chunk) {
-      const A factor = exponential(splat(maximum_of(chunk) - maximum))[0];
+    const A base = maximum == -__builtin_inf() ? 0 : maximum; // of NaN alone, or of no key
+    for (int64_t chunk = 0; chunk < count; ++chunk) {
+      const A factor = exponential(splat((maximum_of(chunk) - base) * unit.factor))[0];
       const A* part = parts + chunk * partial;
       total += part[rows * width_v + rows + row] * factor;
       for (int64_t d = 0; d < width_v; d += L) {
@@ -354,9 +361,7 @@ struct Decode {
       for (int n = 0; n < N; ++n) x[n] = total == 0 ? V{} : load(first + d + n * L) * (1 / total);
       store_block(out + d, a.Dv - d, x);
     }
-    ((A*)a.lse)[(b * a.Hq + h) * a.Sq + i] =
-        total == 0 ? (A)-__builtin_inf()
-                   : maximum / exponent_unit(A()) + (A)__builtin_log((double)total);
+    write_row(a, unit, (b * a.Hq + h) * a.Sq + i, maximum, total, (A)__builtin_log((double)total));
   }
 };
 

@@ -219,12 +219,13 @@ struct Forward {
                             Scratch& s) const {
     constexpr int Q = Block::QUERIES;
     if (from == to) return;
-    const A factor = b.complete(s.scores, Q, j0, from, to, v);
+    b.complete(s.scores, Q, j0, from, to, v);
+    const A factor = b.unit_of_scores.factor;
     A* x = s.scores + v * L;
     const V before = load(s.maximum + v * L);
-    const V now = larger(before, largest_of(x, Q, from, to) * factor);
+    const V now = larger(before, largest_of(x, Q, from, to));
     const V base = now == -__builtin_inf() ? V{} : now; // no key yet: every weight becomes 0
-    const V shrink = exponential(before - base);
+    const V shrink = exponential((before - base) * factor);
     store(s.maximum + v * L, now);
     V total;
     if (a.dropout_p > 0) {
@@ -252,9 +253,9 @@ struct Forward {
         s.maximum[row] = (A)-__builtin_inf(), s.total[row] = 0;
       }
       const A now = maximum[row] > s.maximum[row] ? maximum[row] : s.maximum[row];
-      if (now == -__builtin_inf()) continue;
-      const A old_part = exponential(splat(s.maximum[row] - now))[0];
-      const A new_part = exponential(splat(maximum[row] - now))[0];
+      const A base = now == -__builtin_inf() ? 0 : now, factor = b.unit_of_scores.factor;
+      const A old_part = exponential(splat((s.maximum[row] - base) * factor))[0];
+      const A new_part = exponential(splat((maximum[row] - base) * factor))[0];
       for (int64_t c = 0; c < width_v; c += L)
         store(out + c, load(out + c) * old_part + load(from + row * width_v + c) * new_part);
       s.total[row] = s.total[row] * old_part + total[row] * new_part;
@@ -263,20 +264,16 @@ struct Forward {
   }
 
   void write(const Block& b, const Scratch& s) const {
-    A *inverse = s.total, *lse = s.maximum;
-    for (int64_t v = 0; v < b.vectors; ++v) {
-      const V total = load(s.total + v * L), maximum = load(s.maximum + v * L);
-      // A query without keys gets zeros; NaN goes on.
-      store(inverse + v * L, total == 0 ? V{} : 1 / total);
-      store(lse + v * L, total == 0 ? splat((A)-__builtin_inf())
-                                    : maximum / exponent_unit(A()) + logarithm(total));
-    }
+    A logs[Block::QUERIES];
+    for (int64_t v = 0; v < b.vectors; ++v) store(logs + v * L, logarithm(load(s.total + v * L)));
     for (int64_t row = 0; row < b.rows; ++row) {
       const int64_t token = b.unit.q0 + b.index[row];
       T* out = tokens_at<T>(a, a.out, b.unit, b.head[row], token);
+      // A query without keys gets zeros; NaN goes on.
+      const A inverse = s.total[row] == 0 ? 0 : 1 / s.total[row];
       for (int64_t c = 0; c < a.Dv; c += L)
-        store(out + c, load(s.out + row * width_v + c) * inverse[row], a.Dv - c);
-      *lse_at<A>(a, (A*)a.lse, b, row) = lse[row];
+        store(out + c, load(s.out + row * width_v + c) * inverse, a.Dv - c);
+      write_row(a, b.unit_of_scores, place_of(a, b, row), s.maximum[row], s.total[row], logs[row]);
     }
   }
 };

@@ -42,12 +42,13 @@ struct Weights {
 
   struct Scratch {
     Block* blocks; // of each head
-    A *queries, *base, *scores, *sums, *keys;
+    A *queries, *peak, *share, *scores, *sums, *keys;
     T* rows;
     void cut(Cutter& c, const Weights& w) {
       blocks = c.take<Block>(w.heads);
       queries = c.take<A>(w.heads * w.words * Q);
-      base = c.take<A>(w.heads * Q);
+      peak = c.take<A>(w.heads * Q);
+      share = c.take<A>(w.heads * Q);
       scores = c.take<A>(KEYS * Q);
       sums = c.take<A>(KEYS * Q);
       keys = c.take<A>(w.raw_keys ? 0 : KEYS * w.words);
@@ -79,11 +80,9 @@ struct Weights {
       block.set(a, Unit{b, head + h, 1, 0, 0, a.Sq, a.Sk}, first);
       pack_rows_across(block, rows_of(a, a.q, block, a.D, s.rows, query_stride), a.D,
                        s.queries + h * Q * words);
-      for (int64_t row = 0; row < block.panels * W; ++row) {
-        const A lse = *lse_at<A>(a, (A*)a.lse, block, least(row, block.rows - 1));
-        // A query that sees no key has weights of zero, whatever is subtracted.
-        s.base[h * Q + row] = lse == -__builtin_inf() ? (A)0 : lse * exponent_unit(A());
-      }
+      for (int64_t row = 0; row < block.panels * W; ++row)
+        read_row(a, block.unit_of_scores, place_of(a, block, least(row, block.rows - 1)),
+                 s.peak + h * Q + row, s.share + h * Q + row);
     }
   }
 
@@ -104,27 +103,25 @@ struct Weights {
       else
         pack_words<T>(k, a.k.token, n, a.D, s.keys, words);
       transposed_product<T>(b, low, high, n, words, keys, ld, s.queries + h * Q * words, s.scores);
-      for (int64_t v = 0; v < b.vectors; ++v) add(b, j0, low[v], high[v], v, s.base + h * Q, s);
+      for (int64_t v = 0; v < b.vectors; ++v) add(b, j0, low[v], high[v], v, h * Q, s);
     }
     write_weights(a, s.blocks[0], part, j0, n, s.sums);
   }
 
   // Scores of lanes of vector v become weights, and join the sums.
-  void add(const Block& b, int64_t j0, int64_t from, int64_t to, int64_t v, const A* bases,
+  void add(const Block& b, int64_t j0, int64_t from, int64_t to, int64_t v, int64_t first,
            Scratch& s) const {
     if (from == to) return;
-    const A factor = b.complete(s.scores, Q, j0, from, to, v);
+    b.complete(s.scores, Q, j0, from, to, v);
     A *x = s.scores + v * L, *sums = s.sums + v * L;
-    const V base = load(bases + v * L);
-    if (a.dropout_p == 0) {
-      for (int64_t j = from; j < to; ++j)
-        store(sums + j * Q, load(sums + j * Q) + exponential(load(x + j * Q) * factor - base));
-      return;
-    }
-    b.dropped(j0, from, to, v, [&](int64_t j, V kept) {
-      const V weight = exponential(load(x + j * Q) * factor - base) * kept;
-      store(sums + j * Q, load(sums + j * Q) + weight);
-    });
+    const A factor = b.unit_of_scores.factor;
+    const V peak = load(s.peak + first + v * L), share = load(s.share + first + v * L);
+    const auto join = [&](int64_t j, V kept) {
+      const V weight = exponential((load(x + j * Q) - peak) * factor) * share;
+      store(sums + j * Q, load(sums + j * Q) + weight * kept);
+    };
+    if (a.dropout_p > 0) return b.dropped(j0, from, to, v, join);
+    for (int64_t j = from; j < to; ++j) join(j, splat((A)1));
   }
 };
 
@@ -225,9 +222,10 @@ struct WholeRows {
   FASTSEQ_APART void soften(const Block& b, int64_t from, int64_t to, int64_t v, Scratch& s) const {
     store(s.inverse + v * L, V{});
     if (from == to) return;
-    const A factor = b.complete(s.scores, Q, 0, from, to, v);
+    b.complete(s.scores, Q, 0, from, to, v);
     A *x = s.scores + v * L, *sums = s.sums + v * L;
-    const V top = largest_of(x, Q, from, to) * factor;
+    const A factor = b.unit_of_scores.factor;
+    const V top = largest_of(x, Q, from, to);
     const V base = top == -__builtin_inf() ? V{} : top; // no key: every weight becomes 0
     const V total = weigh(x, Q, from, to, factor, base);
     const V inverse = total == 0 ? V{} : 1 / total;

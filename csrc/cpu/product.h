@@ -18,6 +18,7 @@ struct Format {
   typedef Acc<T> Exchange; // the type that the next step's operand is written in
   static constexpr int PER_WORD = 1;
   static FASTSEQ_INLINE_MEMBER Vec<A> fma(Vec<A> c, A b, Vec<A> w) { return c + b * w; }
+  static FASTSEQ_INLINE_MEMBER Vec<A> fma(Vec<A> c, Vec<A> b, Vec<A> w) { return c + b * w; }
   // Words k … k + lanes of a row that holds `left` elements from p on.
   static FASTSEQ_INLINE_MEMBER Vec<A> words(const T* p, int64_t left) { return load(p, left); }
   // One word of each of n columns, from the next `left` rows.
@@ -34,12 +35,15 @@ struct Format<bf16> {
   typedef bf16 Exchange;
   static constexpr int PER_WORD = 2;
   static FASTSEQ_INLINE_MEMBER Vec<float> fma(Vec<float> c, float b, Vec<float> w) {
-#if defined(__AVX512BF16__)
-    return (Vec<float>)_mm512_dpbf16_ps((__m512)c, (__m512bh)(__m512)splat(b), (__m512bh)w);
-#else
     uint32_t pair;
     memcpy(&pair, &b, 4);
-    const U32 x = U32{} + pair, y = (U32)w;
+    return fma(c, (Vec<float>)(U32{} + pair), w);
+  }
+  static FASTSEQ_INLINE_MEMBER Vec<float> fma(Vec<float> c, Vec<float> b, Vec<float> w) {
+#if defined(__AVX512BF16__)
+    return (Vec<float>)_mm512_dpbf16_ps((__m512)c, (__m512bh)b, (__m512bh)w);
+#else
+    const U32 x = (U32)b, y = (U32)w;
     c += (Vec<float>)(x & 0xffff0000u) * (Vec<float>)(y & 0xffff0000u);
     return c + (Vec<float>)(x << 16) * (Vec<float>)(y << 16);
 #endif

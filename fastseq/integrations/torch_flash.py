@@ -75,7 +75,9 @@ def _forward_cpu(
 ) -> tuple[Tensor, Tensor]:
     options = _options(q, k, dropout_p, is_causal, scale)
     mask = _four_dimensional(attn_mask)
-    out, lse = torch.ops.fastseq.attention_forward(q, k, v, mask, None, None, None, None, *options)
+    out, lse, _ = torch.ops.fastseq.attention_forward(
+        q, k, v, mask, None, None, None, None, *options
+    )
     return out, _tokens_first(lse)
 
 
@@ -94,7 +96,7 @@ def _backward_cpu(
 ) -> tuple[Tensor, ...]:
     options = _options(q, k, dropout_p, is_causal, scale)
     *grads, _ = torch.ops.fastseq.attention_backward(
-        grad_out, None, q, k, v, out, lse,
+        grad_out, None, q, k, v, out, lse, None,
         _four_dimensional(attn_mask), None, None, None, None, *options, False,
     )  # fmt: skip
     return tuple(map(_tokens_first, grads))

@@ -5,6 +5,10 @@
 (``fastseq.reference.attention``, which also states the maths) elsewhere. ``attention_with_weights``
 is the first and the third in one, on the CPU, for inference. Shapes: q (B, Hq, Sq, D), k (B, Hk,
 Sk, D), v (B, Hk, Sk, Dv).
+
+Weights are made again from ``norm`` (2, B, Hq, Sq), which only the backend that made it reads: of
+each row the largest score and one over the sum of e^(score - largest). From ``lse``, which serves
+where there is no ``norm``, those of large scores would be as far off as a large number is rounded.
 """
 
 from typing import Any
@@ -29,16 +33,16 @@ _OPTIONS = (
 )
 _library.define(
     f"attention_forward(Tensor q, Tensor k, Tensor v, {_CONTEXT}, {_OPTIONS}) "
-    "-> (Tensor out, Tensor lse)"
+    "-> (Tensor out, Tensor lse, Tensor norm)"
 )
 _library.define(
     "attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, "
-    f"Tensor out, Tensor lse, {_CONTEXT}, {_OPTIONS}, bool need_mask) "
+    f"Tensor out, Tensor lse, Tensor? norm, {_CONTEXT}, {_OPTIONS}, bool need_mask) "
     "-> (Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_mask)"
 )
 _library.define(
-    "attention_weights(Tensor q, Tensor k, Tensor lse, Tensor? mask, Tensor? alibi_slopes, "
-    f"Tensor? seed, {_OPTIONS}, bool average) -> Tensor"
+    "attention_weights(Tensor q, Tensor k, Tensor lse, Tensor? norm, Tensor? mask, "
+    f"Tensor? alibi_slopes, Tensor? seed, {_OPTIONS}, bool average) -> Tensor"
 )
 _library.define(
     "attention_with_weights(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? alibi_slopes, "
@@ -59,6 +63,11 @@ _SHORT = {"cpu": 2**19, "cuda": 2**27}
 _FEW_KEYS = 1024
 
 
+def default_scale(q: Tensor) -> float:
+    """1/√D; the products of no elements are 0 whatever multiplies them."""
+    return max(q.shape[-1], 1) ** -0.5
+
+
 def is_short(device_type: str, multiplications: int) -> bool:
     """Whether so many multiplications of q·kᵀ take less time than the way to our kernel."""
     return multiplications <= _SHORT.get(device_type, -1)
@@ -76,15 +85,16 @@ def torch_is_quicker(q: Tensor, k: Tensor, *others: Tensor | None, keys: int = -
     return inference(q, k, parameters=others) and is_short(q.device.type, q.numel() * k.shape[keys])
 
 
-def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *context: Any) -> tuple[Tensor, Tensor]:
+def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *context: Any) -> tuple[Tensor, Tensor, Tensor]:
     out = q.new_empty(*q.shape[:3], v.shape[3])
-    return reference.like_layout(out, q), q.new_empty(q.shape[:3], dtype=accumulate_dtype(q.dtype))
+    lse = q.new_empty(q.shape[:3], dtype=accumulate_dtype(q.dtype))
+    return reference.like_layout(out, q), lse, lse.new_empty(2, *lse.shape)
 
 
 def _fake_backward(
     grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
-    mask, need_mask = rest[2], rest[-1]
+    mask, need_mask = rest[3], rest[-1]
     laid = [reference.like_layout(torch.empty_like(x), x) for x in (q, k, v)]
     return (*laid, mask.new_empty(mask.shape) if need_mask else q.new_empty(0))
 
@@ -108,13 +118,13 @@ def _one_after_the_other(
     *options: Any,
 ) -> tuple[Tensor, Tensor]:
     """``attention_with_weights`` as two operators."""
-    out, lse = _forward(q, k, v, mask, None, None, alibi_slopes, seed, *options[:-1])
+    out, *sums = _forward(q, k, v, mask, None, None, alibi_slopes, seed, *options[:-1])
     ops = torch.ops.fastseq
-    return out, ops.attention_weights(q, k, lse, mask, alibi_slopes, seed, *options)
+    return out, ops.attention_weights(q, k, *sums, mask, alibi_slopes, seed, *options)
 
 
 def _fake_decode(q: Tensor, k_cache: Tensor, v_cache: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return _fake_forward(q, k_cache, v_cache)
+    return _fake_forward(q, k_cache, v_cache)[:2]
 
 
 for _name, _implementation, _fake in (
@@ -142,22 +152,23 @@ def _save(ctx, arguments, results) -> None:
     ctx.save_for_backward(q, k, v, mask, *results)
 
 
-def _gradients(ctx, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple:
-    """Gradients of q, k, v and mask."""
-    q, k, v, mask, out, lse = ctx.saved_tensors
+def _gradients(ctx, grad_out: Tensor | None, grad_lse: Tensor | None, _: None = None) -> tuple:
+    """Gradients of q, k, v and mask; ``norm`` has none to give."""
+    q, k, v, mask, out, *sums = ctx.saved_tensors
     if grad_out is None:
         grad_out = torch.zeros_like(out)
     need_mask = mask is not None and mask.requires_grad
     # The operator can be traced and is differentiable again; without its wrapper it is quicker.
     registered = torch.is_grad_enabled() or is_traced()
     *grads, grad_mask = (_backward if registered else _backward_below_autograd)(
-        grad_out, grad_lse, q, k, v, out, lse, mask, *ctx.context, need_mask
+        grad_out, grad_lse, q, k, v, out, *sums, mask, *ctx.context, need_mask
     )
     return (*grads, grad_mask if need_mask else None)
 
 
 def _setup_forward(ctx, inputs, output) -> None:
     _save(ctx, inputs, output)
+    ctx.mark_non_differentiable(output[2])
 
 
 def _gradients_of_operator(ctx, *grads: Tensor | None) -> tuple:
@@ -172,17 +183,17 @@ def _setup_backward(ctx, inputs, output) -> None:
 
 
 def _second_gradients(ctx, *grad_gradients: Tensor | None) -> tuple:
-    grad_out, grad_lse, q, k, v, _out, _lse, mask, *context = ctx.saved_tensors
+    grad_out, grad_lse, q, k, v, _out, _lse, _norm, mask, *context = ctx.saved_tensors
     inputs = (q, k, v, mask) if ctx.need_mask else (q, k, v)
 
     def plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor = mask) -> tuple[Tensor, Tensor]:
-        return _plain(q, k, v, mask, *context, *ctx.options)
+        return _plain(q, k, v, mask, *context, *ctx.options)[:2]
 
     of_upstream, (of_q, of_k, of_v, *of_mask) = second_gradients(
         plain, inputs, (grad_out, grad_lse), grad_gradients
     )
     rest = [None] * (5 + _NUM_OPTIONS)
-    return (*of_upstream, of_q, of_k, of_v, None, None, *(of_mask or [None]), *rest)
+    return (*of_upstream, of_q, of_k, of_v, None, None, None, *(of_mask or [None]), *rest)
 
 
 def _plain(
@@ -195,7 +206,7 @@ def _plain(
     alibi_slopes: Tensor | None,
     seed: Tensor | None,
     *options: Any,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Attention in plain differentiable PyTorch."""
     full = reference.options_of(options, seed)
     return reference.attend(q, k, v, mask, cu_seqlens_q, cu_seqlens_k, alibi_slopes, full)
@@ -208,8 +219,8 @@ def _setup_weights(ctx, inputs, output) -> None:
 
 
 def _gradients_of_weights(ctx, grad: Tensor) -> tuple:
-    q, k, lse, mask, *context = ctx.saved_tensors
-    each = torch.ops.fastseq.attention_weights(q, k, lse, mask, *context, *ctx.options, False)
+    q, k, lse, norm, mask, *context = ctx.saved_tensors
+    each = torch.ops.fastseq.attention_weights(q, k, lse, norm, mask, *context, *ctx.options, False)
     upstream = grad.unsqueeze(1) / q.shape[1] if ctx.average else grad
     grad_scores = each.to(lse.dtype) * upstream
     options = reference.options_of(ctx.options, None)
@@ -217,7 +228,7 @@ def _gradients_of_weights(ctx, grad: Tensor) -> tuple:
     of_mask = None
     if mask is not None and mask.requires_grad:
         of_mask = grad_scores.sum_to_size(mask.shape).to(mask.dtype)
-    return (of_q, of_k, -grad_scores.sum(-1), of_mask, *[None] * (3 + _NUM_OPTIONS))
+    return (of_q, of_k, -grad_scores.sum(-1), None, of_mask, *[None] * (3 + _NUM_OPTIONS))
 
 
 torch.library.register_autograd(
@@ -279,7 +290,7 @@ def attention(
     if dropout_p > 0 and seed is None:
         seed = torch.randint(2**62, (), dtype=torch.int64)
     options = (
-        q.shape[-1] ** -0.5 if scale is None else scale,
+        default_scale(q) if scale is None else scale,
         *window,
         bottom_right,
         softcap,
@@ -288,9 +299,8 @@ def attention(
         k.shape[2] if max_seqlen_k is None else max_seqlen_k,
     )
     context = (cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, *options)
-    if plain_autograd_only():
-        return _plain(q, k, v, mask, *context)
-    return _attention(q, k, v, mask, *context)
+    attend = _plain if plain_autograd_only() else _attention
+    return attend(q, k, v, mask, *context)[:2]
 
 
 def attention_and_weights(
@@ -314,13 +324,15 @@ def attention_and_weights(
     """
     q, k, v = autocast(q, k, v)
     seed = torch.randint(2**62, (), dtype=torch.int64) if dropout_p > 0 else None
-    alpha = q.shape[-1] ** -0.5 if scale is None else scale
-    options = (alpha, -1, -1, False, 0.0, dropout_p, q.shape[2], k.shape[2], average)
+    alpha = default_scale(q) if scale is None else scale
+    options = (alpha, -1, -1, False, 0.0, dropout_p, q.shape[2], k.shape[2])
     if _native and eager_inference(q, k, v, parameters=(mask,)) and k.shape[2] <= _FEW_KEYS:
-        return torch.ops.fastseq.attention_with_weights(q, k, v, mask, None, seed, *options)
-    out, lse = attention(q, k, v, mask, scale=alpha, dropout_p=dropout_p, seed=seed)
-    weigh = reference.attention_weights if plain_autograd_only() else _weights
-    return out, weigh(q, k, lse, mask, None, seed, *options)
+        both = torch.ops.fastseq.attention_with_weights
+        return both(q, k, v, mask, None, seed, *options, average)
+    plain = plain_autograd_only()
+    attend, weigh = (_plain, reference.attention_weights) if plain else (_attention, _weights)
+    out, *sums = attend(q, k, v, mask, None, None, None, seed, *options)
+    return out, weigh(q, k, *sums, mask, None, seed, *options, average)
 
 
 def attention_decode(
@@ -349,5 +361,5 @@ def attention_decode(
     """
     return torch.ops.fastseq.attention_decode(
         q, k_cache, v_cache, cache_seqlens, block_table, alibi_slopes,
-        q.shape[-1] ** -0.5 if scale is None else scale, *window, softcap,
+        default_scale(q) if scale is None else scale, *window, softcap,
     )  # fmt: skip

@@ -33,6 +33,11 @@ class Options(NamedTuple):
     seed: int = 0
 
 
+def is_cap(softcap: float) -> bool:
+    """A cap that no score can reach is none."""
+    return 0 < softcap < 2.0**126
+
+
 def options_of(values: Sequence[Any], seed: Tensor | None) -> Options:
     """Options from those of an operator's call, in order, and its seed."""
     return Options(*values)._replace(seed=0 if seed is None else int(seed))
@@ -71,7 +76,30 @@ def dropout_factors(
 def raw_scores(q: Tensor, k: Tensor, options: Options) -> Tensor:
     """scale·q·kᵀ after the softcap, (B, Hq, Sq, Sk), of expanded heads."""
     s = options.scale * (q @ k.mT)
-    return options.softcap * torch.tanh(s / options.softcap) if options.softcap > 0 else s
+    return options.softcap * torch.tanh(s / options.softcap) if is_cap(options.softcap) else s
+
+
+def sums_of(s: Tensor) -> tuple[Tensor, Tensor]:
+    """The log-sum-exp of scores (…, Sk), and norm (2, …), which has no gradient."""
+    if s.shape[-1] == 0:
+        lse = s.new_full(s.shape[:-1], -torch.inf)
+        return lse, torch.stack([-lse, torch.zeros_like(lse)])
+    blind = (s == -torch.inf).all(-1)
+    seen = s.masked_fill(blind.unsqueeze(-1), 0)
+    lse, seen = torch.logsumexp(seen, -1).masked_fill(blind, -torch.inf), seen.detach()
+    peak = seen.amax(-1)
+    share = 1 / torch.exp(seen - peak.unsqueeze(-1)).sum(-1)
+    return lse, torch.stack([peak.masked_fill(blind, torch.inf), share.masked_fill(blind, 0)])
+
+
+def weights_of(s: Tensor, lse: Tensor, norm: Tensor | None) -> Tensor:
+    """The softmax of scores, as differentiable as ``lse``; zeros where a query sees no key."""
+    blind = lse == -torch.inf
+    if norm is None:
+        return torch.exp(s - lse.masked_fill(blind, torch.inf).unsqueeze(-1))
+    peak, share = norm
+    share = share * torch.exp(lse.detach() - lse).masked_fill(blind, 1)  # 1, with the gradient
+    return torch.exp(s - peak.unsqueeze(-1)) * share.unsqueeze(-1)
 
 
 def masked_scores(
@@ -101,8 +129,8 @@ def attend(
     cu_seqlens_k: Tensor | None,
     alibi_slopes: Tensor | None,
     options: Options,
-) -> tuple[Tensor, Tensor]:
-    """Differentiable attention, computed in the accumulation type: (out, lse)."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Differentiable attention, computed in the accumulation type: (out, lse, norm)."""
     if cu_seqlens_q is None or cu_seqlens_k is None:
         return _attend(q, k, v, mask, alibi_slopes, options, range(q.shape[0]))
     parts = [
@@ -111,8 +139,8 @@ def attend(
     ]
     if not parts:
         return _attend(q, k, v, None, None, options, range(0))
-    outs, lses = zip(*parts)
-    return torch.cat(outs, 2), torch.cat(lses, 2)
+    outs, lses, norms = zip(*parts)
+    return torch.cat(outs, 2), torch.cat(lses, 2), torch.cat(norms, 3)
 
 
 def _cut(
@@ -142,19 +170,16 @@ def _attend(
     alibi_slopes: Tensor | None,
     options: Options,
     batch: range,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     heads, wide_v = q.shape[1], _expand(v, q.shape[1])
     s = raw_scores(q.to(wide_v.dtype), _expand(k, heads), options)
     s = masked_scores(s, mask, alibi_slopes, options)
-    if s.shape[-1] == 0:
-        return (s @ wide_v).to(q.dtype), s.new_full(s.shape[:-1], -torch.inf)
-    blind = (s == -torch.inf).all(-1, keepdim=True)
-    lse = torch.logsumexp(s.masked_fill(blind, 0), -1, keepdim=True)
-    p = torch.exp(s - lse)
+    lse, norm = sums_of(s)
+    blind = (lse == -torch.inf).unsqueeze(-1)
+    p = torch.softmax(s.masked_fill(blind, 0), -1).masked_fill(blind, 0)
     if options.dropout_p > 0:
         p = p * dropout_factors(batch, heads, s.shape[-2:], options, q.device).to(p.dtype)
-    lse = lse.masked_fill(blind, -torch.inf).squeeze(-1)
-    return (p @ wide_v).to(q.dtype), lse
+    return (p @ wide_v).to(q.dtype), lse, norm
 
 
 def _attend_backward(
@@ -164,6 +189,7 @@ def _attend_backward(
     k: Tensor,
     v: Tensor,
     lse: Tensor,
+    norm: Tensor | None,
     mask: Tensor | None,
     alibi_slopes: Tensor | None,
     options: Options,
@@ -173,8 +199,7 @@ def _attend_backward(
     heads = q.shape[1]
     wide_q, wide_k, wide_v = q.to(lse.dtype), _expand(k, heads), _expand(v, heads)
     raw = raw_scores(wide_q, wide_k, options)
-    lse = lse.masked_fill(lse == -torch.inf, torch.inf).unsqueeze(-1)
-    p = torch.exp(masked_scores(raw, mask, alibi_slopes, options) - lse)
+    p = weights_of(masked_scores(raw, mask, alibi_slopes, options), lse, norm)
     grad_out = grad_out.to(p.dtype)
     dp, dropped = grad_out @ wide_v.mT, p
     if options.dropout_p > 0:
@@ -201,11 +226,11 @@ def attention_forward(
     alibi_slopes: Tensor | None,
     seed: Tensor | None,
     *options: Any,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """``fastseq::attention_forward``; the options are those of ``Options``, in order."""
     full = options_of(options, seed)
-    out, lse = attend(q, k, v, mask, cu_seqlens_q, cu_seqlens_k, alibi_slopes, full)
-    return like_layout(out, q), lse.contiguous()
+    out, lse, norm = attend(q, k, v, mask, cu_seqlens_q, cu_seqlens_k, alibi_slopes, full)
+    return like_layout(out, q), lse.contiguous(), norm.contiguous()
 
 
 def like_layout(out: Tensor, q: Tensor) -> Tensor:
@@ -223,6 +248,7 @@ def attention_backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
+    norm: Tensor | None,
     mask: Tensor | None,
     cu_seqlens_q: Tensor | None,
     cu_seqlens_k: Tensor | None,
@@ -235,17 +261,17 @@ def attention_backward(
     grad_mask = q.new_empty(0)
     if cu_seqlens_q is None or cu_seqlens_k is None:
         *grads, of_scores = _attend_backward(
-            grad_out, grad_lse, q, k, v, lse, mask, alibi_slopes, full, range(q.shape[0])
+            grad_out, grad_lse, q, k, v, lse, norm, mask, alibi_slopes, full, range(q.shape[0])
         )
         if need_mask and mask is not None:
             grad_mask = of_scores.sum_to_size(mask.shape).to(mask.dtype).contiguous()
     else:
         grads = [torch.zeros_like(x) for x in (q, k, v)]
         for b, (at_q, at_k, slopes) in enumerate(_cut(cu_seqlens_q, cu_seqlens_k, alibi_slopes)):
-            upstream = None if grad_lse is None else grad_lse[:, :, at_q]
+            upstream, own = (None if x is None else x[..., at_q] for x in (grad_lse, norm))
             parts = _attend_backward(
                 grad_out[:, :, at_q], upstream, q[:, :, at_q], k[:, :, at_k], v[:, :, at_k],
-                lse[:, :, at_q], None, slopes, full, range(b, b + 1),
+                lse[:, :, at_q], own, None, slopes, full, range(b, b + 1),
             )  # fmt: skip
             for grad, part, at in zip(grads, parts, (at_q, at_k, at_k)):
                 grad[:, :, at] = part
@@ -257,6 +283,7 @@ def attention_weights(
     q: Tensor,
     k: Tensor,
     lse: Tensor,
+    norm: Tensor | None,
     mask: Tensor | None,
     alibi_slopes: Tensor | None,
     seed: Tensor | None,
@@ -266,8 +293,7 @@ def attention_weights(
     full, average = options_of(options[:-1], seed), options[-1]
     s = raw_scores(q.to(lse.dtype), _expand(k, q.shape[1]), full)
     s = masked_scores(s, mask, alibi_slopes, full)
-    # A query that sees no key has weights of zero, whatever is subtracted.
-    p = torch.exp(s - lse.masked_fill(lse == -torch.inf, 0).unsqueeze(-1))
+    p = weights_of(s, lse, norm)
     if full.dropout_p > 0:
         kept = dropout_factors(range(len(q)), q.shape[1], p.shape[-2:], full, q.device)
         p = p * kept.to(p.dtype)
@@ -280,7 +306,7 @@ def scores_backward(
     """Gradients of q and k from that of the masked scores (B, Hq, Sq, Sk); differentiable."""
     wide_q, wide_k = q.to(grad_scores.dtype), _expand(k, q.shape[1])
     ds = grad_scores * options.scale
-    if options.softcap > 0:
+    if is_cap(options.softcap):
         ds = ds * (1 - (raw_scores(wide_q, wide_k, options) / options.softcap) ** 2)
     return (ds @ wide_k).to(q.dtype), _of_key_heads(ds.mT @ wide_q, k)
 
@@ -317,7 +343,7 @@ def attention_decode(
             )
         slopes = _slopes_of(alibi_slopes, b)
         options = Options(scale, window_left, window_right, True, softcap)
-        out, lse = _attend(q[b : b + 1], k[None], v[None], None, slopes, options, range(1))
+        out, lse, _ = _attend(q[b : b + 1], k[None], v[None], None, slopes, options, range(1))
         outs.append(out)
         lses.append(lse)
     return torch.cat(outs), torch.cat(lses)

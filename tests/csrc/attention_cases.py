@@ -131,7 +131,7 @@ class Case:
 
         q, k, v, grad_out = (cast(x) for x in (self.q, self.k, self.v, self.grad_out))
         context = [cast(x) for x in self.context]
-        out, lse = forward(q, k, v, *context, *self.options)
+        out, lse, norm = forward(q, k, v, *context, *self.options)
         grads = backward(
             grad_out,
             cast(self.upstream),
@@ -140,6 +140,7 @@ class Case:
             v,
             out,
             lse,
+            norm,
             *context,
             *self.options,
             self.need_mask,
@@ -148,7 +149,7 @@ class Case:
         if packed is not None:  # weights of packed sequences would be no matrix
             return [out, lse, *grads]
         rest = (mask, *others, *self.options)
-        weights = [weigh(q, k, lse, *rest, mean) for mean in (False, True)]
+        weights = [weigh(q, k, lse, norm, *rest, mean) for mean in (False, True)]
         if both is None:
             return [out, lse, *grads, *weights, out, weights[0], out, weights[1]]
         together = [x for mean in (False, True) for x in both(q, k, v, *rest, mean)]

@@ -75,10 +75,10 @@ def attend(batch: int, heads: int, key_heads: int, length: int, bias: bool = Fal
     q, k = new(batch, heads, length, 64), new(batch, key_heads, length, 64)
     mask = new(1, 1, length, length) if bias else None
     context = (mask, None, None, None, None, 0.125, -1, -1, False, 0.0, 0.0, length, length)
-    out, lse = attention.attention_forward(q, k, k, *context)
-    attention.attention_backward(out, lse, q, k, k, out, lse, *context, bias)
+    out, *sums = attention.attention_forward(q, k, k, *context)
+    attention.attention_backward(out, sums[0], q, k, k, out, *sums, *context, bias)
     for average in (False, True):
-        attention.attention_weights(q, k, lse, mask, *context[3:], average)
+        attention.attention_weights(q, k, *sums, mask, *context[3:], average)
 
 
 def attend_packed(batch: int, tokens: int, longest: int) -> None:
@@ -86,8 +86,8 @@ def attend_packed(batch: int, tokens: int, longest: int) -> None:
 
     q, bounds = new(1, 8, tokens, 64), new(batch + 1, dtype=torch.int32)
     context = (None, bounds, bounds, None, None, 0.125, -1, 0, False, 0.0, 0.0, longest, longest)
-    out, lse = attention.attention_forward(q, q, q, *context)
-    attention.attention_backward(out, lse, q, q, q, out, lse, *context, False)
+    out, *sums = attention.attention_forward(q, q, q, *context)
+    attention.attention_backward(out, sums[0], q, q, q, out, *sums, *context, False)
 
 
 def decode(batch: int, heads: int, key_heads: int, pages: int, page: int = 0) -> None:

@@ -81,7 +81,7 @@ def test_gradients_of_weights(name: str, average: bool) -> None:
         rest = {x: y for x, y in options.items() if x != "mask"}
         lse = attention(q, k, k, given, **{"scale": 0.5, **rest})[1]
         return torch.ops.fastseq.attention_weights(
-            q, k, lse, given, options["alibi_slopes"], options["seed"], *numbers
+            q, k, lse, None, given, options["alibi_slopes"], options["seed"], *numbers
         )
 
     assert torch.autograd.gradcheck(call, inputs)
@@ -186,7 +186,7 @@ def test_opcheck() -> None:
     opcheck(torch.ops.fastseq.attention_forward.default, (q, k, v, *context, *options))
     flat = [x.detach() for x in (q, k, v, mask)]
     context = (flat[3], None, None, None, SEED)
-    out, lse = torch.ops.fastseq.attention_forward(*flat[:3], *context, *options)
+    out, lse, norm = torch.ops.fastseq.attention_forward(*flat[:3], *context, *options)
     for need_mask in (False, True):
         opcheck(
             torch.ops.fastseq.attention_backward.default,
@@ -196,6 +196,7 @@ def test_opcheck() -> None:
                 *flat[:3],
                 out,
                 lse,
+                norm,
                 *context,
                 *options,
                 need_mask,
@@ -204,7 +205,7 @@ def test_opcheck() -> None:
     for average in (False, True):
         opcheck(
             torch.ops.fastseq.attention_weights.default,
-            (q, k, lse, mask, None, SEED, *options, average),
+            (q, k, lse, norm, mask, None, SEED, *options, average),
         )
         opcheck(
             torch.ops.fastseq.attention_with_weights.default,
@@ -266,7 +267,7 @@ def test_row_of_lowest_mask_gives_zeros_and_no_gradient(queries: int, lowest: fl
     mask[..., 0, 4:] = -torch.inf
     mask[..., -1:, 5] = lowest
     arguments = (mask, None, None, None, None, 0.3, -1, -1, False, 0.0, 0.0, queries, 6)
-    for out, lse in (
+    for out, lse, _ in (
         torch.ops.fastseq.attention_forward(q, k, v, *arguments),
         reference.attention_forward(q, k, v, *arguments),
     ):
