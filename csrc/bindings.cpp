@@ -107,7 +107,9 @@ public:
     TORCH_CHECK(a.mode == fastseq::LSTM || (w_hr.empty() && ln_cell.empty()),
                 "fastseq: only an LSTM has projections and a cell to normalise");
     TORCH_CHECK(!w_hh.empty(), "fastseq: w_hh must have one entry a direction");
-    TORCH_CHECK(zoneout.size() == 2, "fastseq: zoneout must hold two probabilities");
+    TORCH_CHECK(zoneout.size() == 2 && zoneout[0] >= 0 && zoneout[0] < 1 && zoneout[1] >= 0 &&
+                    zoneout[1] < 1,
+                "fastseq: zoneout must be two probabilities in [0, 1), got ", zoneout);
     a.B = h0.size(1);
     a.P = h0.size(2);
     TORCH_CHECK(!w_hr.empty() || a.P == a.H, "fastseq: h0 must be as wide as hidden_size");
@@ -283,6 +285,10 @@ rnn_cell(const Tensor& input, const Tensor& h, const OptionalTensor& c, const Te
   TORCH_CHECK(input.dim() == 2 && h.dim() == 2 && h.size(0) == input.size(0),
               "fastseq: input and h must be (batch, size)");
   const int64_t B = h.size(0), H = h.size(1), G = fastseq::gates_of(mode_of(mode));
+  for (const OptionalTensor& bias : {b_ih, b_hh})
+    TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == G * H),
+                "fastseq: b_ih and b_hh must have shape [", G * H, "]");
+  TORCH_CHECK(b_ih.has_value() == b_hh.has_value(), "fastseq: both biases or none");
   const std::vector<int64_t> none{0}, unit{B, 1, H};
   const bool have_products = B > fastseq::UNPACKED_ROWS || input.size(1) == 0;
   Tensor gates, products;
@@ -337,6 +343,11 @@ std::vector<Tensor> rnn_cell_backward(const OptionalTensor& grad_h, const Option
   BackwardArgs a{};
   arguments.common(a, {}, h.unsqueeze(0), c ? OptionalTensor(c->unsqueeze(0)) : c, {w_hh}, {}, {},
                    {}, {}, mode, 1e-5, {0.0, 0.0}, 0, false);
+  TORCH_CHECK(a.N == a.B, "fastseq: gates must have a row for each of h, ", a.B, ", got ", a.N);
+  TORCH_CHECK(input.dim() == 2 && input.size(0) == a.B && w_ih.dim() == 2 &&
+                  w_ih.size(0) == gates.size(2) * a.H && w_ih.size(1) == input.size(1),
+              "fastseq: input and w_ih must be (batch, input_size) and (gates, input_size), got ",
+              input.sizes(), " and ", w_ih.sizes());
   const bool lstm = a.mode == fastseq::LSTM, gru = a.mode == fastseq::GRU;
   const auto options = gates.options();
   const std::vector<int64_t> none{0}, unit{a.N, 1, a.H}, state{a.B, a.H};

@@ -77,7 +77,8 @@ def keep_weight(word, zone, like, ZONEOUT: tl.constexpr):
     if ZONEOUT == "random":
         keep = tl.where(word.to(tl.int64) >= zone, 1.0, 0.0).to(like.dtype)
     else:
-        keep = (1.0 - tl.cast(zone, tl.float64) * (2.0**-53)).to(like.dtype) + like * 0
+        weight = (1.0 - tl.cast(zone, tl.float64) * (2.0**-53)).to(like.dtype)
+        keep = tl.zeros_like(like) + weight
     return keep
 
 
@@ -203,7 +204,7 @@ def cell_backward(
         dh_prev = dln
     elif MODE == "GRU":
         r, z, n = gates
-        dn = dh * (1 - z) * (1 - n * n)
+        dn = (dh - dh * z) * (1 - n * n)
         dz = dh * (h_prev - n) * z * (1 - z)
         dr = dn * hn * r * (1 - r)
         pre = (dr, dz, dn)
@@ -216,7 +217,7 @@ def cell_backward(
         if MODE == "RNN_TANH":
             da = dh * (1 - a * a)
         else:
-            da = tl.where(a > 0, dh, 0)
+            da = tl.where(a <= 0, 0, dh)  # of a NaN the gradient passes
         pre = (da,)
         du = pre
         dh_prev = da

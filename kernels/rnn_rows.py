@@ -176,7 +176,7 @@ def rnn_backward_rows(
     at = product + (d * B + rows).to(tl.int64) * H + units
     new = tl.load(at, mask=(rows < B) & (units < H), other=0)
     total = new
-    kept = new * 0
+    kept = tl.zeros_like(new)
     if not PROJECTED:
         carried, out = load_gradient(grad_output, dh, start, rows, units, active, d, B, D, H)
         total = gradient_of_state(new, carried, out, h_mask, rows, units, d, B, H)

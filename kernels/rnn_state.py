@@ -279,7 +279,7 @@ def split_gradient(
     H: tl.constexpr, P: tl.constexpr, ZONEOUT: tl.constexpr,
 ):  # fmt: skip
     """Zoneout of the gradient of h_t: the new state's part, and what is carried to h_{t-1}."""
-    carried = total * 0
+    carried = tl.zeros_like(total)
     new = total
     if ZONEOUT is not None:
         word, _ = draw(seed, t, rows, units, d, B, D, max(H, P))

@@ -216,7 +216,7 @@ struct Backward : Direction<T> {
       pre[3] = dh * tanh_c * x[3] * (1 - x[3]);
     } else if constexpr (MODE == GRU) {
       const V before = this->state_before(r, bwd.output, j, n);
-      const V dn = dh * (1 - x[1]) * (1 - x[2] * x[2]);
+      const V dn = fused(-dh, x[1], dh) * (1 - x[2] * x[2]); // NaN for an infinite dh, as torch's
       past = dh * x[1];
       pre[0] = dn * load((const T*)bwd.hn + r.at * H + j, n) * x[0] * (1 - x[0]);
       pre[1] = dh * (before - x[2]) * x[1] * (1 - x[1]);
@@ -224,7 +224,7 @@ struct Backward : Direction<T> {
     } else if (args.mode == RNN_TANH) {
       pre[0] = dh * (1 - x[0] * x[0]);
     } else {
-      pre[0] = x[0] > 0 ? dh : V{};
+      pre[0] = x[0] <= 0 ? V{} : dh; // of a NaN the gradient passes, as torch has it
     }
 #pragma GCC unroll 4
     for (int g = 0; g < GATES; ++g) store((T*)bwd.grad_gx + (r.at * GATES + g) * H + j, pre[g], n);

@@ -156,13 +156,15 @@ FASTSEQ_INLINE Powers natural_power(Vec<float> x) {
   return {power_of_two(shifted), power_slope(r) * r};
 }
 
-// 1 / (1 + e^-x)
+// 1 / (1 + e^-x); 0 where that would not be a normal number, as for -infinity.
 FASTSEQ_INLINE Vec<float> sigmoid(Vec<float> x) {
-  const Powers e = natural_power(-smaller(splat(87.0f), larger(splat(-87.0f), x)));
-  return reciprocal<float>(1 + (e.power * e.rise + e.power));
+  const Powers e = natural_power(-smaller(splat(87.0f), x));
+  const Vec<float> y = reciprocal<float>(1 + (e.power * e.rise + e.power));
+  return x < -87.0f ? Vec<float>{} : y;
 }
 FASTSEQ_INLINE Vec<double> sigmoid(Vec<double> x) {
-  return 1 / (1 + exp_clamped(-smaller(splat(708.0), larger(splat(-708.0), x))));
+  const Vec<double> y = 1 / (1 + exp_clamped(-smaller(splat(708.0), x)));
+  return x < -708.0 ? Vec<double>{} : y;
 }
 
 // tanh for |x| < 0.625, from x and x squared.

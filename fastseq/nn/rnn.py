@@ -115,7 +115,7 @@ class _Recurrent(torch.nn.RNNBase):
         if packed is not None:
             rows = padded.flatten(0, 1).index_select(0, packed.rows)
             output, states = self._layers(
-                rows, packed.batch_sizes, _permute(states, packed.order), weights
+                rows, packed.batch_sizes, _permute(states, packed.order), weights, inner=True
             )
             output = output.new_zeros(batch * steps, output.shape[1]).index_copy(
                 0, packed.rows, output
@@ -125,7 +125,8 @@ class _Recurrent(torch.nn.RNNBase):
         else:
             rows = (padded.transpose(0, 1) if self.batch_first else padded).flatten(0, 1)
             output, states = self._layers(rows, None, states, weights)
-            output = output.unflatten(0, (steps, batch))
+            # Not a view: torch's output is none, and detach_() for one takes no view.
+            output = torch.ops.aten._unsafe_view.default(output, (steps, batch, output.shape[1]))
             if self.batch_first:
                 output = output.transpose(0, 1)
         if not batched:
@@ -194,21 +195,27 @@ class _Recurrent(torch.nn.RNNBase):
         # Autocast converts all but float64.
         mixed = dtype != torch.float64 and _extras.autocasting(device.type)
         wanted = _extras.SERVED_DTYPES[:3] if mixed else (dtype,)
-        return (
-            bool(states)
-            and dtype in _extras.SERVED_DTYPES
-            and input.layout == torch.strided
-            and not input.is_nested
-            and input.dim() == batched_dims
-            and input.shape[-1] == self.input_size
-            and all(
-                state.shape == (count, batch, width)
-                and state.dtype in wanted
-                and state.device == device
-                for state, width in zip(states, widths)
-            )
-            and all(w is not None and w.dtype in wanted and w.device == device for w in weights)
-        )
+        if (
+            not states
+            or dtype not in _extras.SERVED_DTYPES
+            or input.layout != torch.strided
+            or input.is_nested
+            or input.dim() != batched_dims
+            or input.shape[-1] != self.input_size
+        ):
+            return False
+        # Generators would take longer.
+        for state, width in zip(states, widths):
+            if (
+                state.shape != (count, batch, width)
+                or state.dtype not in wanted
+                or state.device != device
+            ):
+                return False
+        for w in weights:
+            if w is None or w.dtype not in wanted or w.device != device:
+                return False
+        return True
 
     def _by_torch(self, input, hx, lengths=None):
         result = super().forward(input, hx)
@@ -226,8 +233,12 @@ class _Recurrent(torch.nn.RNNBase):
         batch_sizes: Tensor | None,
         states: States,
         weights: list[Any],
+        inner: bool = False,
     ) -> tuple[Tensor, States]:
-        """All layers over packed rows (N, I): rows (N, D·P) and the final states."""
+        """All layers over packed rows (N, I): rows (N, D·P) and the final states.
+
+        ``inner``: the caller copies the rows before a user has them.
+        """
         if not (has_kernels(rows.device.type) or is_traced() or self._has_options()):
             return self._torchs_layers(rows, batch_sizes, states, weights)
         directions = 2 if self.bidirectional else 1
@@ -256,6 +267,7 @@ class _Recurrent(torch.nn.RNNBase):
                 recurrent_dropout=self.recurrent_dropout or 0.0,
                 training=self.training,
                 recompute=self.recompute,
+                inner=inner or layer < self.num_layers - 1,
             )
             finals.append(final[: len(states)])
             rows = output

@@ -1,10 +1,12 @@
 """What operators share whose maths is also written in plain PyTorch (``fastseq.reference``)."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from .. import _extension, kernels
 from .traced import is_traced
@@ -18,12 +20,47 @@ def has_kernels(device_type: str) -> bool:
     return _KERNELS.get(device_type, False)
 
 
-def register(library: Any, name: str, plain: Callable, fake: Callable) -> None:
-    """The implementations in Python: Triton's on CUDA, ``plain`` where there is no kernel."""
-    library.impl(name, plain, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"fastseq::{name}", fake, lib=library)
+def register(
+    library: Any, name: str, plain: Callable, fake: Callable, check: Callable | None = None
+) -> None:
+    """The implementations in Python: Triton's on CUDA, ``plain`` where there is no kernel.
+
+    ``check`` is called with the arguments before either.
+    """
+    library.impl(name, checked(plain, check), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fastseq::{name}", checked(fake, one_device), lib=library)
     if kernels.available() and hasattr(kernels, name):
-        library.impl(name, getattr(kernels, name), "CUDA")
+        library.impl(name, checked(getattr(kernels, name), check), "CUDA")
+
+
+def checked(function: Callable, check: Callable | None) -> Callable:
+    if check is None:
+        return function
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        check(*arguments, **options)
+        return function(*arguments, **options)
+
+    return call
+
+
+def one_device(*arguments: Any, **options: Any) -> None:
+    """Raises unless tensors share a device, but for int64 on the CPU, which describes them.
+
+    One on the meta device among others would make results of nothing but a shape.
+    """
+    given = tree_leaves((arguments, options))
+    devices = {
+        str(x.device)
+        for x in given
+        if isinstance(x, Tensor) and (x.dtype != torch.int64 or x.device.type != "cpu")
+    }
+    if len(devices) > 1:
+        raise RuntimeError(
+            "Expected all tensors to be on the same device, but found at least two devices, "
+            f"{' and '.join(sorted(devices))}!"
+        )
 
 
 def eager(

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..reference import rnn as reference
-from .registration import autocasting
+from .registration import autocasting, register
+from .rnn_check import check_layer, check_layer_backward
 from .rnn_layer import backward, forward, gates_are_states, recurrent_mask, split_ln
 from .rnn_sequence import LN_EPS, fake_sequence, split_biases
 from .traced import is_traced, plain_autograd_only
-from .vmap import loop_over, vmap_layer
+from .vmap import is_batched, loop_over, loop_over_batched, vmap_layer
 
 _library = torch.library.Library("fastseq", "FRAGMENT")
 _PARAMETERS = (
@@ -72,20 +73,45 @@ def _unflatten(flat: Sequence, lengths: Sequence[int]) -> list[list]:
     return parts
 
 
-def _save(ctx, states, lists, seed, options, results) -> None:
-    """Keeps what the gradients need; ``states`` are input, batch_sizes, h0, c0."""
+def _save(ctx, states, lists, seed, options, results, unread=()) -> None:
+    """Keeps what the gradients need; ``states`` are input, batch_sizes, h0, c0.
+
+    Of the parameters, those at ``unread`` only second derivatives read: whoever asks for first ones
+    may have changed them.
+    """
     output, _, _, *saved = results
+    weights = [w for part in lists for w in part]
     ctx.set_materialize_grads(False)
     ctx.options, ctx.lengths = options, [len(part) for part in lists]
-    ctx.save_for_backward(output, *saved, *states, seed, *(w for part in lists for w in part))
+    ctx.needed = states[0].requires_grad, any([w.requires_grad for w in weights])
+    ctx.unread = [(i, weights[i], weights[i]._version) for i in unread]
+    for i in unread:
+        weights[i] = None
+    ctx.save_for_backward(output, *saved, *states, seed, *weights)
+
+
+def _saved(ctx, registered: bool) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors
+    if not ctx.unread:
+        return saved
+    saved, first = list(saved), len(saved) - sum(ctx.lengths)
+    for i, weight, version in ctx.unread:
+        if registered and weight._version != version:
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an "
+                f"inplace operation: a parameter {list(weight.shape)} of {ctx.options[0]} is at "
+                f"version {weight._version}; expected version {version} instead"
+            )
+        saved[first + i] = weight
+    return saved
 
 
 def _gradients(ctx, grads) -> tuple[list[Tensor | None], list[Tensor | None]]:
     """Gradients of (input, h0, c0) and of the parameters, in order."""
-    output, gates, cells, hn, input, batch_sizes, h0, c0, seed, *weights = ctx.saved_tensors
-    need_input, need_weights = input.requires_grad, any(w.requires_grad for w in weights)
     # The operator can be traced and is differentiable again; the plain function is quicker.
-    registered = torch.is_grad_enabled() or is_traced()
+    registered = torch.is_grad_enabled() or is_traced() or is_batched(grads)
+    output, gates, cells, hn, input, batch_sizes, h0, c0, seed, *weights = _saved(ctx, registered)
+    need_input, need_weights = ctx.needed
     op = torch.ops.fastseq.rnn_layer_backward if registered else backward
     of_input, of_h0, of_c0, *of_weights = op(
         *grads, output, gates, cells, hn, input, batch_sizes, h0, c0,
@@ -109,6 +135,16 @@ def _layer_gradients(ctx, grad_output, grad_h_n, grad_c_n, *_saved):
     return (of_input, None, of_h0, of_c0, *lists, *[None] * (2 + _NUM_OPTIONS))
 
 
+def _unread(lengths: Sequence[int], options: Sequence, need_input: bool) -> Sequence[int]:
+    """Which parameters first derivatives do not read: biases, and w_ih where no input needs one."""
+    w_ih, w_hh, b_ih, b_hh, _, ln = lengths
+    first = w_ih + w_hh
+    biases = range(first, first + b_ih + b_hh)
+    if options[-1]:  # the gates are computed anew
+        return ()
+    return biases if need_input or ln else (*range(w_ih), *biases)
+
+
 class _EagerLayer(torch.autograd.Function):
     """``fastseq::rnn_layer`` without the operator's registration around it.
 
@@ -117,16 +153,18 @@ class _EagerLayer(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, lengths, options, input, batch_sizes, h0, c0, seed, *weights):
+    def forward(ctx, lengths, options, inner, input, batch_sizes, h0, c0, seed, *weights):
         lists = _unflatten(weights, lengths)
-        results = forward(input, batch_sizes, h0, c0, *lists, seed, *options, True)
-        _save(ctx, (input, batch_sizes, h0, c0), lists, seed, options, results)
-        return results[:3]
+        output, *others = forward(input, batch_sizes, h0, c0, *lists, seed, *options, True)
+        unread = _unread(lengths, options, input.requires_grad)
+        _save(ctx, (input, batch_sizes, h0, c0), lists, seed, options, (output, *others), unread)
+        # The caller may change its output in place, and backward reads its own.
+        return output if inner else output.clone(), *others[:2]
 
     @staticmethod
     def backward(ctx, *grads):
         (of_input, of_h0, of_c0), of_weights = _gradients(ctx, grads)
-        return (None, None, of_input, None, of_h0, of_c0, None, *of_weights)
+        return (None, None, None, of_input, None, of_h0, of_c0, None, *of_weights)
 
 
 def _differentiable_layer(
@@ -212,12 +250,8 @@ def _layer_second_gradients(ctx, grad_gradients):
     )  # fmt: skip
 
 
-for _name, _implementation, _fake in (
-    ("rnn_layer", forward, _fake_layer),
-    ("rnn_layer_backward", backward, _fake_layer_backward),
-):
-    _library.impl(_name, _implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"fastseq::{_name}", _fake, lib=_library)
+register(_library, "rnn_layer", forward, _fake_layer, check_layer)
+register(_library, "rnn_layer_backward", backward, _fake_layer_backward, check_layer_backward)
 torch.library.register_autograd(
     "fastseq::rnn_layer", _layer_gradients, setup_context=_setup_layer, lib=_library
 )
@@ -230,6 +264,9 @@ torch.library.register_autograd(
 torch.library.register_vmap("fastseq::rnn_layer", vmap_layer, lib=_library)
 torch.library.register_vmap(
     "fastseq::rnn_layer_backward", loop_over(torch.ops.fastseq.rnn_layer_backward), lib=_library
+)
+_library.impl(
+    "rnn_layer_backward", loop_over_batched(torch.ops.fastseq.rnn_layer_backward), "Batched"
 )
 
 
@@ -251,6 +288,7 @@ def rnn_layer(
     training: bool = True,
     recompute: bool = False,
     seed: Tensor | None = None,
+    inner: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """One recurrent layer, one or both directions, over packed rows.
 
@@ -268,6 +306,7 @@ def rnn_layer(
         recurrent_dropout: probability of the variational mask on h (Gal & Ghahramani, 2016).
         recompute: keep only states for backward and compute the gates anew.
         seed: int64 scalar on the CPU for the random masks; None draws it from torch's generator.
+        inner: nobody changes the output in place, which backward may then share.
 
     Returns:
         output (N, D·P), h_n (D, B, P), and c_n (D, B, H), None unless LSTM. All floating tensors
@@ -296,10 +335,11 @@ def rnn_layer(
         output, h_n, c_n, *_ = torch.ops.fastseq.rnn_layer(
             input, batch_sizes, h0, c0, *lists, seed, *options, save
         )
+        output = output.clone() if save and not inner else output
     elif save:
         lengths = [len(part) for part in lists]
         output, h_n, c_n = _EagerLayer.apply(
-            lengths, options, input, batch_sizes, h0, c0, seed, *weights
+            lengths, options, inner, input, batch_sizes, h0, c0, seed, *weights
         )
     else:
         output, h_n, c_n, *_ = forward(input, batch_sizes, h0, c0, *lists, seed, *options, False)

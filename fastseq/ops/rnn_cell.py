@@ -7,6 +7,7 @@ operators goes through ``fastseq::rnn_layer``, which also gives second derivativ
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .. import _extension
 from ..reference import rnn_cell as reference
@@ -14,6 +15,7 @@ from ..reference.rnn import GATES, accumulate_dtype
 from .gemm import widens
 from .registration import eager, register
 from .traced import is_traced
+from .vmap import loop_over_batched
 
 _library = torch.library.Library("fastseq", "FRAGMENT")
 _library.define(
@@ -61,24 +63,35 @@ for _name, _implementation, _fake in (
     ("rnn_cell_backward", reference.rnn_cell_backward, _fake_cell_backward),
 ):
     register(_library, _name, _implementation, _fake)
+_library.impl("rnn_cell_backward", loop_over_batched(torch.ops.fastseq.rnn_cell_backward), "Batched")
 _native = _extension.load()
 _backward = torch.ops.fastseq.rnn_cell_backward.default
 
 
 def _setup(ctx, inputs, output) -> None:
-    *tensors, ctx.mode, _save = inputs
-    h_n, c_n, *saved = output
+    *tensors, b_ih, b_hh, ctx.mode, _save = inputs
+    _h_n, c_n, *saved = output
     ctx.mark_non_differentiable(*(saved if ctx.mode == "LSTM" else (c_n, *saved)))
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(h_n, *saved, *tensors)
+    # Neither the new state nor biases are read by first derivatives: both may have been changed.
+    ctx.biases = [] if b_ih is None else [b_ih, b_hh]
+    ctx.versions = [b._version for b in ctx.biases]
+    ctx.save_for_backward(*saved, *tensors)
 
 
 def _gradients(ctx, grad_h, grad_c, *_saved):
-    h_n, gates, cells, hn, input, h, c, w_ih, w_hh, b_ih, b_hh = ctx.saved_tensors
-    biases = [] if b_ih is None else [b_ih, b_hh]
+    gates, cells, hn, input, h, c, w_ih, w_hh = ctx.saved_tensors
+    biases = ctx.biases
     need_input, need_state = input.requires_grad, h.requires_grad
     need_weights = any(w.requires_grad for w in (w_ih, w_hh, *biases))
     if torch.is_grad_enabled():  # gradients that are differentiated again
+        if ctx.versions != [b._version for b in biases]:
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an "
+                f"inplace operation: a bias of {ctx.mode}"
+            )
+        # Of one step's output only a plain RNN reads anything, and there it is the gates.
+        h_n = gates.view(h.shape) if ctx.mode.startswith("RNN") else h
         of_input, of_h, of_c, *of_weights = torch.ops.fastseq.rnn_layer_backward(
             grad_h, None, None if grad_c is None else grad_c[None], h_n, gates, cells, hn,
             input, None, h[None], None if c is None else c[None], [w_ih], [w_hh],
@@ -89,7 +102,7 @@ def _gradients(ctx, grad_h, grad_c, *_saved):
         of_weights = of_weights if need_weights else []
     else:
         of_input, of_h, of_c, *of_weights = _backward(
-            grad_h, grad_c, gates, cells, hn, input, h, c, w_ih, w_hh, b_ih is not None,
+            grad_h, grad_c, gates, cells, hn, input, h, c, w_ih, w_hh, bool(biases),
             ctx.mode, need_input, need_state, need_weights,
         )  # fmt: skip
     of_weights += [None] * (4 - len(of_weights))
@@ -102,7 +115,12 @@ _cell = eager(torch.ops.fastseq.rnn_cell.default, _setup, _gradients, native=_na
 
 def is_plain(input: Tensor) -> bool:
     """Whether a step of this input is converted by nobody and seen by nobody."""
-    return not torch._C._is_any_autocast_enabled() and not is_traced() and not widens(input)
+    return (
+        not torch._C._is_any_autocast_enabled()
+        and not is_traced()
+        and forward_ad._current_level < 0  # tangents, which the operator would lose
+        and not widens(input)
+    )
 
 
 def rnn_cell(

@@ -9,6 +9,7 @@ import torch
 from .. import _extension
 from ..reference import rnn as reference
 from .registration import register
+from .rnn_check import check_scan, check_scan_backward
 
 _library = torch.library.Library("fastseq", "FRAGMENT")
 
@@ -60,11 +61,14 @@ def _fake_scan_backward(
     )
 
 
-for _name, _implementation, _fake in (
-    ("rnn_scan", reference.rnn_scan, fake_scan),
-    ("rnn_scan_backward", reference.rnn_scan_backward, _fake_scan_backward),
-):
-    register(_library, _name, _implementation, _fake)
+register(_library, "rnn_scan", reference.rnn_scan, fake_scan, check_scan)
+register(
+    _library,
+    "rnn_scan_backward",
+    reference.rnn_scan_backward,
+    _fake_scan_backward,
+    check_scan_backward,
+)
 _extension.load()  # registers the C++ kernels for the CPU, over the plain ones
 
 scan = torch.ops.fastseq.rnn_scan.default

@@ -1,7 +1,10 @@
-"""Batching rules for torch.func.vmap."""
+"""Batching rules for torch.func.vmap, and for the older one of batched gradients."""
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+_is_legacy = torch._C._functorch.is_legacy_batchedtensor
 
 
 def loop_over(op):
@@ -26,8 +29,42 @@ def loop_over(op):
     return rule
 
 
-def _is_batched(dims) -> bool:
-    return any(map(_is_batched, dims)) if isinstance(dims, (list, tuple)) else dims is not None
+def is_batched(tensors) -> bool:
+    """Whether autograd runs backward for many gradients at once (``is_grads_batched``)."""
+    return any([x is not None and _is_legacy(x) for x in tensors])
+
+
+def loop_over_batched(op):
+    """The rule for ``is_grads_batched`` and ``jacobian(vectorize=True)``, for a returned list.
+
+    torch's own loop does not take operators with lists of tensors.
+    """
+
+    def rule(*arguments):
+        flat, spec = tree_flatten(arguments)
+        places = [i for i, x in enumerate(flat) if isinstance(x, Tensor) and _is_legacy(x)]
+        level = next(n for n in range(1, 64) if _size_at(flat[places[0]], n))
+        sizes = {i: size for i in places if (size := _size_at(flat[i], level))}
+        size = next(iter(sizes.values()))
+        rows = {i: torch._remove_batch_dim(flat[i], level, size, 0).unbind() for i in sizes}
+        each = []
+        for n in range(size):
+            for i, row in rows.items():
+                flat[i] = row[n]
+            each.append(op(*tree_unflatten(flat, spec)))
+        return [torch._add_batch_dim(torch.stack(r), 0, level) for r in zip(*each, strict=True)]
+
+    return rule
+
+
+def _size_at(x: Tensor, level: int) -> int:
+    """The batch's size, of a tensor that is batched at this level; else 0."""
+    sizes = {torch._remove_batch_dim(x, level, n, 0).shape[0] for n in (1, 2)}
+    return sizes.pop() if len(sizes) == 1 else 0  # of another tensor, as many as were asked for
+
+
+def _batches(dims) -> bool:
+    return any(map(_batches, dims)) if isinstance(dims, (list, tuple)) else dims is not None
 
 
 def vmap_layer(info, in_dims, *arguments):
@@ -36,7 +73,7 @@ def vmap_layer(info, in_dims, *arguments):
     The examples of a dense batch with shared weights are one batch of V·B sequences.
     """
     (input, batch_sizes, h0, c0), rest = arguments[:4], arguments[4:]
-    if batch_sizes is not None or _is_batched(in_dims[4:]):
+    if batch_sizes is not None or _batches(in_dims[4:]):
         return loop_over(torch.ops.fastseq.rnn_layer)(info, in_dims, *arguments)
     size = info.batch_size
 

@@ -89,10 +89,13 @@ def keep_weights(
     seed: int,
     training: bool,
     like: Tensor,
-) -> Tensor | float:
-    """Weight of the new state against the old (Krueger et al., 2016); 1 - z out of training."""
+) -> Tensor | float | None:
+    """Weight of the new state against the old (Krueger et al., 2016); 1 - z out of training.
+
+    None without zoneout: the old state, which may be infinite, is then no part of the new.
+    """
     if zoneout == 0:
-        return 1.0
+        return None
     if not training:
         return 1.0 - zoneout
     t, batch, directions, direction, stride = counter
@@ -100,6 +103,17 @@ def keep_weights(
     units = torch.arange(shape[1], device=like.device)
     index = ((t * batch + rows) * directions + direction) * stride + units
     return (philox(seed, index)[word] >= threshold(zoneout)).to(like.dtype)
+
+
+def blend(keep: Tensor | float | None, new: Tensor, old: Tensor) -> Tensor:
+    return new if keep is None else keep * new + (1 - keep) * old
+
+
+def blend_backward(keep: Tensor | float | None, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of the new and of the old state."""
+    if keep is None:
+        return grad, torch.zeros_like(grad)
+    return grad * keep, grad * (1 - keep)
 
 
 def scan(
@@ -157,18 +171,18 @@ def scan(
                     training=training,
                     like=h,
                 )
-                cells[t] = keep * c_new + (1 - keep) * c_prev
+                cells[t] = blend(keep, c_new, c_prev)
                 c = torch.cat([cells[t], c[size:]])
             elif mode == "GRU":
                 _, z, n = gates[t].unbind(-2)
-                h_new = (1 - z) * n + z * h_prev
+                h_new = n + z * (h_prev - n)
                 hns[t] = u[:, 2]
             else:
                 h_new = gates[t][:, 0]
             keep = keep_weights(
                 (size, width), zoneout[0], 0, counter=counter, seed=seed, training=training, like=h
             )
-            outputs[t] = (keep * h_new + (1 - keep) * h_prev).to(dtype)
+            outputs[t] = blend(keep, h_new, h_prev).to(dtype)
             h = torch.cat([outputs[t].to(acc), h[size:]])
         results.append((_in_time(outputs), h, c, *map(_in_time, (gates, cells, hns))))
     if not rows.sizes:
@@ -337,7 +351,7 @@ def rnn_scan_backward(
             keep = keep_weights(
                 (size, width), zoneout[0], 0, counter=counter, seed=seed, training=training, like=dh
             )
-            dh_new, dh_prev = dh_t * keep, dh_t * (1 - keep)
+            dh_new, dh_prev = blend_backward(keep, dh_t)
             if w_hr:
                 grad_proj[at, d] = dh_new.to(dtype)
                 dh_new = dh_new.to(dtype).to(acc) @ w_hr[d].to(acc)
@@ -363,8 +377,9 @@ def rnn_scan_backward(
                     training=training,
                     like=dh,
                 )
-                dc_new = dc_new + dc[:size] * keep
-                dc[:size] = dc[:size] * (1 - keep) + dc_new * f
+                dc_kept, dc_past = blend_backward(keep, dc[:size])
+                dc_new = dc_new + dc_kept
+                dc[:size] = dc_past + dc_new * f
                 pre = [
                     dc_new * g * i * (1 - i),
                     dc_new * c_prev * f * (1 - f),
@@ -373,7 +388,7 @@ def rnn_scan_backward(
                 ]
             elif cell == "GRU":
                 r, z, n = gate
-                dn = dh_new * (1 - z) * (1 - n * n)
+                dn = (dh_new - dh_new * z) * (1 - n * n)
                 dh_prev = dh_prev + dh_new * z
                 pre = [
                     dn * hn[at, d].to(acc) * r * (1 - r),
@@ -383,7 +398,7 @@ def rnn_scan_backward(
             elif cell == "RNN_TANH":
                 pre = [dh_new * (1 - gate[0] * gate[0])]
             else:
-                pre = [dh_new * (gate[0] > 0)]
+                pre = [dh_new.masked_fill(gate[0] <= 0, 0)]  # of a NaN the gradient passes
             grad_gx[at, d] = torch.stack(pre, -2).to(dtype)
             if cell == "GRU":
                 pre[2] = pre[2] * r

@@ -11,7 +11,7 @@ import torch
 from fastseq import _extension
 from fastseq.ops import rnn_scan
 from fastseq.reference import rnn as reference
-from tests.csrc.scan_cases import DTYPES, MODES, Case, check, feature_cases
+from tests.csrc.scan_cases import DTYPES, MODES, Case, check, feature_cases, special_cases
 
 pytestmark = pytest.mark.skipif(not _extension.load(), reason=str(_extension.reason()))
 ROOT = Path(__file__).parents[2]
@@ -27,6 +27,11 @@ def threads():
 @pytest.mark.parametrize("case", feature_cases(), ids=str)
 def test_parity(case: Case) -> None:
     torch.set_num_threads(1 + case.seed % 3)
+    check(case)
+
+
+@pytest.mark.parametrize("case", special_cases(), ids=str)
+def test_infinities_and_nan(case: Case) -> None:
     check(case)
 
 
@@ -150,10 +155,10 @@ def _run(code: str, **environment: str) -> subprocess.CompletedProcess:
 FORWARD = "from tests.csrc.scan_cases import Case; Case('LSTM').forward()"
 CHECK_ALL = """
 import torch
-from tests.csrc.scan_cases import check, feature_cases
+from tests.csrc.scan_cases import check, feature_cases, special_cases
 from fastseq import _extension
 assert _extension.capability() == "{}"
-for case in feature_cases()[::7]:
+for case in feature_cases()[::7] + special_cases()[::2]:
     torch.set_num_threads(1 + case.seed % 3)
     check(case)
 """
