@@ -1,0 +1,45 @@
+"""Tensors that are more than their memory: who is asked before a kernel reads it."""
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import (
+    _get_current_function_mode_stack,
+    _get_overloaded_args,
+    has_torch_function,
+)
+from torch.utils._device import DeviceContext
+
+
+def overridden(given: Iterable[Tensor | None]) -> bool:
+    """Whether a subclass's ``__torch_function__`` or a mode wants to see a call with these.
+
+    torch.set_default_device, a mode too, has nothing to say about calls with tensors.
+    """
+    given = tuple(given)
+    if not has_torch_function(given):
+        return False
+    modes = _get_current_function_mode_stack()
+    return any(not isinstance(m, DeviceContext) for m in modes) or bool(_get_overloaded_args(given))
+
+
+def is_distributed(x: Tensor) -> bool:
+    """Whether x is a DTensor: torch knows how to cut its own operators, not ours."""
+    module = sys.modules.get("torch.distributed.tensor")  # it takes a second to import
+    return module is not None and isinstance(x, module.DTensor)
+
+
+def causal_bias(mask: Any) -> Any:
+    """``mask`` if it is one of torch.nn.attention.bias, whose memory holds nothing; else None."""
+    module = sys.modules.get("torch.nn.attention.bias")
+    known = module is not None and isinstance(mask, module.CausalBias)
+    return mask if known else None
+
+
+def values_of(mask: Any, device: torch.device) -> Any:
+    """``mask``, or, if it is torch's causal bias, what it stands for: bool, True takes part."""
+    bias = causal_bias(mask)
+    return mask if bias is None else bias._materialize(device)
