@@ -26,7 +26,7 @@ def window(window_size: tuple[int, int], causal: bool) -> tuple[int, int]:
     return left, 0 if causal else right
 
 
-def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
+def number(name: str, value: float, low: float = -math.inf, high: float = math.inf) -> float:
     """``value``, a finite number.
 
     A tensor would lose its gradient without a word.

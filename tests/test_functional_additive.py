@@ -122,7 +122,7 @@ PADDING = torch.zeros(B, TK, dtype=torch.bool)
         (ValueError, "query should be 2-D or 3-D, got 1-D", {"query": torch.zeros(3).double()}),
         (ValueError, "key should be 3-D as query is", {"key": inputs()["key"][0]}),
         (ValueError, "value should be 3-D as query is", {"value": inputs()["value"][0]}),
-        (ValueError, "key should have query's batch 2", {"key": inputs()["key"][:1]}),
+        (ValueError, "key should have a batch of 2, or 1", {"key": torch.ones(4, 7, 4).double()}),
         (
             ValueError,
             "value should have key's 7 tokens, got 6",

@@ -4,7 +4,6 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.overrides import (
     _get_current_function_mode_stack,
@@ -34,12 +33,8 @@ def is_distributed(x: Tensor) -> bool:
 
 def causal_bias(mask: Any) -> Any:
     """``mask`` if it is one of torch.nn.attention.bias, whose memory holds nothing; else None."""
+    if mask is None or type(mask) is Tensor:
+        return None
     module = sys.modules.get("torch.nn.attention.bias")
     known = module is not None and isinstance(mask, module.CausalBias)
     return mask if known else None
-
-
-def values_of(mask: Any, device: torch.device) -> Any:
-    """``mask``, or, if it is torch's causal bias, what it stands for: bool, True takes part."""
-    bias = causal_bias(mask)
-    return mask if bias is None else bias._materialize(device)
