@@ -9,7 +9,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from .functional_options import check_flash, check_slopes, number, tensor, window
 from .ops.attention import attention_decode
-from .ops.subclasses import overridden
+from .ops.subclasses import has_values, overridden
 from .ops.traced import is_traced
 
 
@@ -134,7 +134,7 @@ def _check_new(
                 f"{name} should have shape (batch, tokens, heads, width) with q's batch and the "
                 f"cache's heads and width, {shape}, got {tuple(x.shape)}"
             )
-    if not is_traced() and not q.is_meta and k_cache.numel():
+    if not is_traced() and has_values(q) and k_cache.numel():
         _check_memory(k_cache, v_cache, k, v)
     return k.shape[1]
 
@@ -237,7 +237,7 @@ def _check_ints(name: str, x: Tensor, q: Tensor, dims: int, *dtypes: torch.dtype
 def _values(*given: int | Tensor | None) -> list[list[int]]:
     """What the tensors hold, in order, flat, read at once; nothing where it cannot be read."""
     tensors = [x for x in given if isinstance(x, Tensor)]
-    if not tensors or is_traced() or tensors[0].is_meta:
+    if not tensors or is_traced() or not has_values(tensors[0]):
         return []
     if tensors[0].is_cpu:
         return [x.flatten().tolist() for x in tensors]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.modules.transformer import _detect_is_causal_mask, _get_seq_len
 
 from ..ops.registration import autocasting
-from ..ops.subclasses import overridden
+from ..ops.subclasses import has_values, overridden
 from ..ops.traced import eager_inference
 from .attention import MultiheadAttention
 
@@ -230,6 +230,7 @@ class TransformerEncoder(torch.nn.TransformerEncoder):
             and not first.training
             and not overridden((src, padding, *first.parameters()))
             and not torch.compiler.is_compiling()
+            and has_values(padding)
             and torch.backends.mha.get_fastpath_enabled()
             and not torch.is_autocast_enabled()
             and not (
@@ -245,7 +246,9 @@ class TransformerEncoder(torch.nn.TransformerEncoder):
         self, src: Tensor, mask: Tensor | None, padding: Tensor, is_causal: bool | None
     ) -> bool:
         """Whether our packed layers serve the call; a mask then is causal."""
-        if torch.compiler.is_compiling() or src.dim() != 3 or overridden((src, mask, padding)):
+        if torch.compiler.is_compiling() or not has_values(padding):
+            return False
+        if src.dim() != 3 or overridden((src, mask, padding)):
             return False
         batch_first = self.layers[0].self_attn.batch_first
         return (

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import (
     _get_current_function_mode_stack,
     _get_overloaded_args,
@@ -22,13 +23,20 @@ def overridden(given: Iterable[Tensor | None]) -> bool:
     if not has_torch_function(given):
         return False
     modes = _get_current_function_mode_stack()
-    return any(not isinstance(m, DeviceContext) for m in modes) or bool(_get_overloaded_args(given))
+    return any(not isinstance(m, DeviceContext) for m in modes) or any(
+        type(x) is not Tensor for x in _get_overloaded_args(given)
+    )
 
 
 def is_distributed(x: Tensor) -> bool:
     """Whether x is a DTensor: torch knows how to cut its own operators, not ours."""
     module = sys.modules.get("torch.distributed.tensor")  # it takes a second to import
     return module is not None and isinstance(x, module.DTensor)
+
+
+def has_values(x: Tensor) -> bool:
+    """Whether x is more than a shape: neither on the meta device nor fake."""
+    return not x.is_meta and not isinstance(x, FakeTensor)
 
 
 def causal_bias(mask: Any) -> Any:
