@@ -79,7 +79,7 @@ def flash_attn_with_kvcache(
     number("softcap", softcap, 0)
     new_tokens = _check_new(q, k_cache, v_cache, k, v)
     _check_rotary(q, rotary_cos, rotary_sin)
-    if torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors):
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
         raise RuntimeError(
             "flash_attn_with_kvcache has no gradient, but an input requires one: call it under "
             "torch.no_grad()"

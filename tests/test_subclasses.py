@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -77,7 +77,9 @@ def test_causal_bias_with_options_and_of_other_lengths() -> None:
         ours(q, k, v, bias, is_causal=True)
     with pytest.raises(RuntimeError):
         ours(q, k, v, causal_lower_right(4, 7))
-    torch.testing.assert_close(ours(q, k, v, causal_upper_left(9, 9)), ours(q, k, v, is_causal=True))
+    torch.testing.assert_close(
+        ours(q, k, v, causal_upper_left(9, 9)), ours(q, k, v, is_causal=True)
+    )
 
 
 @pytest.mark.parametrize("need_weights", [False, True])
@@ -103,7 +105,7 @@ def test_causal_bias_in_modules(need_weights: bool) -> None:
 class Named(Tensor):
     """Writes down which functions it is asked about, and computes as ordinary tensors do."""
 
-    asked: list[Any] = []
+    asked: ClassVar[list[Any]] = []
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -175,7 +177,7 @@ def test_modules_ask_about_inputs_masks_and_weights() -> None:
 
 
 def test_wrappers_without_memory() -> None:
-    """Their memory is in the tensors that they wrap: __torch_dispatch__ gets to see our operators."""
+    """Their memory is in the tensors they wrap: __torch_dispatch__ gets to see our operators."""
     inputs = [x.detach() for x in qkv(5, 7)]
     mask = torch.randn(5, 7).double()
     twice = [TwoTensor(x, -x).requires_grad_() for x in inputs]
@@ -207,7 +209,7 @@ def test_nested_tensors_in_the_function(layout: torch.layout, grad: bool) -> Non
         torch.testing.assert_close(a, b)
     with pytest.raises((TypeError, RuntimeError)):
         fastseq.scaled_dot_product_attention(q, q, q, softcap=2.0)
-    with pytest.raises((TypeError, RuntimeError), match="nested|jagged|Nested|strided"):
+    with pytest.raises((TypeError, RuntimeError), match="strided"):
         fastseq.flash_attn_func(q, q, q)
 
 
@@ -222,8 +224,9 @@ def test_nested_tensors_in_modules() -> None:
     jagged = torch.nested.nested_tensor([x[0], x[1, :4]], layout=torch.jagged)
     attention = ours.layers[0].self_attn, theirs.layers[0].self_attn
     with torch.no_grad():
-        for a, b in ((ours, theirs), (ours.layers[0], theirs.layers[0])):
-            torch.testing.assert_close(a(strided).to_padded_tensor(0), b(strided).to_padded_tensor(0))
+        for pair in ((ours, theirs), (ours.layers[0], theirs.layers[0])):
+            got, expected = (m(strided).to_padded_tensor(0) for m in pair)
+            torch.testing.assert_close(got, expected)
         got, expected = (m(strided, strided, strided)[0].to_padded_tensor(0) for m in attention)
         torch.testing.assert_close(got, expected)
         for module, given in ((attention, jagged), (attention, (strided, x))):
