@@ -84,14 +84,14 @@ def flash_attn_with_kvcache(
             "flash_attn_with_kvcache has no gradient, but an input requires one: call it under "
             "torch.no_grad()"
         )
-    lengths, longest = _check_places(
+    lengths, known = _check_places(
         q, k_cache, cache_seqlens, cache_batch_idx, block_table, new_tokens
     )
     if rotary_cos is not None and rotary_sin is not None:
         # Without a causal or local window every query stands at the first new position.
         moving = sides != (-1, -1)
-        last = (longest or 0) + max(new_tokens, q.shape[1] if moving else 1)
-        if longest is not None and last > rotary_cos.shape[0]:
+        last = max(known, default=0) + max(new_tokens, q.shape[1] if moving else 1)
+        if known and last > rotary_cos.shape[0]:
             raise ValueError(
                 f"rotary_cos and rotary_sin should have {last} positions, got {rotary_cos.shape[0]}"
             )
@@ -102,8 +102,12 @@ def flash_attn_with_kvcache(
             at = first + torch.arange(new_tokens, device=q.device)
             k = _rotate(k, rotary_cos, rotary_sin, at, rotary_interleaved)
     if k is not None and v is not None:
-        _append(k_cache, k, lengths, cache_batch_idx, block_table)
-        _append(v_cache, v, lengths, cache_batch_idx, block_table)
+        if block_table is cache_batch_idx is None and known and min(known) == max(known):
+            k_cache[:, known[0] : known[0] + new_tokens] = k
+            v_cache[:, known[0] : known[0] + new_tokens] = v
+        else:
+            places = _places(k_cache, lengths, new_tokens, cache_batch_idx, block_table)
+            k_cache[places], v_cache[places] = k, v
         lengths = lengths + new_tokens
     if cache_batch_idx is not None:
         k_cache, v_cache = k_cache[cache_batch_idx.long()], v_cache[cache_batch_idx.long()]
@@ -124,11 +128,14 @@ def _check_new(
         raise ValueError("k and v should be given together")
     if k is None or v is None:
         return 0
+    new_tokens = -1
     for name, x, cache in (("k", k, k_cache), ("v", v, v_cache)):
         tensor(name, x, q)
         if x.dtype != cache.dtype:
             raise TypeError(f"{name} should be {cache.dtype} as the cache is, got {x.dtype}")
-        shape = (q.shape[0], *k.shape[1:2], *cache.shape[2:])
+        if new_tokens < 0 and x.dim() == 4:
+            new_tokens = x.shape[1]
+        shape = (q.shape[0], new_tokens, *cache.shape[2:])
         if x.shape != shape:
             raise ValueError(
                 f"{name} should have shape (batch, tokens, heads, width) with q's batch and the "
@@ -136,7 +143,7 @@ def _check_new(
             )
     if not is_traced() and has_values(q) and k_cache.numel():
         _check_memory(k_cache, v_cache, k, v)
-    return k.shape[1]
+    return new_tokens
 
 
 def _check_memory(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor) -> None:
@@ -178,10 +185,10 @@ def _check_places(
     cache_batch_idx: Tensor | None,
     block_table: Tensor | None,
     new_tokens: int,
-) -> tuple[Tensor, int | None]:
+) -> tuple[Tensor, list[int]]:
     """The tokens in each cache (B,), once all that is read and written is known to lie within it.
 
-    And the most of them, if they were read.
+    And the same as numbers, or one for all of them, if they could be read.
     """
     batch, (blocks, size) = q.shape[0], k_cache.shape[:2]
     if batch == 0:
@@ -203,24 +210,26 @@ def _check_places(
         raise TypeError(
             f"cache_seqlens should be an int or a tensor of them, got {type(held).__name__}"
         )
-    longest, read = None, _values(held, cache_batch_idx, block_table)
-    if not isinstance(held, Tensor) or read:
-        lengths = read[0] if isinstance(held, Tensor) else [held] * batch
-        longest = max(lengths)
-        if min(lengths) < 0:
-            raise ValueError(f"cache_seqlens should not be negative, got {min(lengths)}")
-        if longest + new_tokens > capacity:
-            raise ValueError(
-                f"the cache holds {capacity} tokens a sequence, got {longest} in cache_seqlens and "
-                f"{new_tokens} new ones"
-            )
-        if read and cache_batch_idx is not None:
-            _check_rows(read[-1], blocks, new_tokens > 0)
-        elif read and block_table is not None:
-            _check_pages(read[-1], lengths, new_tokens, blocks, max(size, 1))
+    read = _values(held, cache_batch_idx, block_table)
+    known: list[int] = []
     if not isinstance(held, Tensor):
+        known = [held]
         held = torch.full((batch,), held, dtype=torch.int32, device=q.device)
-    return held, longest
+    elif read:
+        known = read[0]
+    if known:
+        if min(known) < 0:
+            raise ValueError(f"cache_seqlens should not be negative, got {min(known)}")
+        if max(known) + new_tokens > capacity:
+            raise ValueError(
+                f"the cache holds {capacity} tokens a sequence, got {max(known)} in cache_seqlens "
+                f"and {new_tokens} new ones"
+            )
+    if read and cache_batch_idx is not None:
+        _check_rows(read[-1], blocks, new_tokens > 0)
+    elif read and block_table is not None:
+        _check_pages(read[-1], known * (batch // len(known)), new_tokens, blocks, max(size, 1))
+    return held, known
 
 
 def _check_ints(name: str, x: Tensor, q: Tensor, dims: int, *dtypes: torch.dtype) -> None:
@@ -295,19 +304,18 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, interleaved:
     return torch.cat([turned.to(x.dtype), rest], -1)
 
 
-def _append(
+def _places(
     cache: Tensor,
-    new: Tensor,
-    cache_seqlens: Tensor,
+    lengths: Tensor,
+    new_tokens: int,
     cache_batch_idx: Tensor | None,
     block_table: Tensor | None,
-) -> None:
-    """Writes new (B, S, H, D) behind the tokens of each sequence."""
-    at = cache_seqlens.long()[:, None] + torch.arange(new.shape[1], device=new.device)
-    if block_table is None:
-        rows = torch.arange(new.shape[0], device=new.device)
-        rows = rows if cache_batch_idx is None else cache_batch_idx.long()
-        cache[rows[:, None], at] = new
-    else:
+) -> tuple[Tensor, Tensor]:
+    """Rows or pages, and the places in them, of new tokens (B, new_tokens) behind those held."""
+    at = lengths.long()[:, None] + torch.arange(new_tokens, device=cache.device)
+    if block_table is not None:
         size = cache.shape[1]
-        cache[block_table.long().gather(1, at // size), at % size] = new
+        return block_table.long().gather(1, at // size), at % size
+    if cache_batch_idx is not None:
+        return cache_batch_idx.long()[:, None], at
+    return torch.arange(len(lengths), device=cache.device)[:, None], at

@@ -17,6 +17,8 @@ def window(window_size: tuple[int, int], causal: bool) -> tuple[int, int]:
     Raises:
         ValueError: it is not two ints.
     """
+    if window_size == (-1, -1):
+        return -1, 0 if causal else -1
     pair = isinstance(window_size, Sequence) and len(window_size) == 2
     if not pair or not all(isinstance(n, (int, torch.SymInt)) for n in window_size):
         raise ValueError(
@@ -86,12 +88,14 @@ def check_flash(q: Tensor, k: Tensor, v: Tensor, dims: int, names: str = "q k v"
             raise ValueError(f"{name} should have {dims} dimensions, got shape {tuple(x.shape)}")
         if x.dtype != q.dtype or x.dtype not in SERVED:
             raise TypeError(f"{name} should be of q's dtype, one of {SERVED}, got {x.dtype}")
-    if k.shape[:-1] != v.shape[:-1]:
+    *_, heads, width = q.shape
+    *tokens, key_heads, key_width = k.shape
+    if v.shape[:-1] != (*tokens, key_heads):
         raise ValueError(
             f"{name_k} and {name_v} should have the same tokens and heads, got {tuple(k.shape)} "
             f"and {tuple(v.shape)}"
         )
-    if q.shape[-1] != k.shape[-1] or k.shape[-2] == 0 or q.shape[-2] % k.shape[-2]:
+    if width != key_width or key_heads == 0 or heads % key_heads:
         raise ValueError(
             f"{name_k} should have q's head dimension and a number of heads that divides q's, got "
             f"{tuple(q.shape)} and {tuple(k.shape)}"

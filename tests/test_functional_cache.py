@@ -331,16 +331,19 @@ def test_what_may_be_shared_and_what_is_not_read() -> None:
     torch.testing.assert_close(out, flash_attn_with_kvcache(**(reading | copied)))
 
 
-@pytest.mark.parametrize("lengths", [3, int32(3, 3, 3), torch.tensor([3, 3, 3])])
+@pytest.mark.parametrize("kind", ["int", "int32", "int64"])
 @pytest.mark.parametrize("paged", [False, True])
-def test_compiled_without_a_break(paged: bool, lengths: Any) -> None:
-    """Values are not read there; the cache is written all the same."""
-    arguments = call(paged) | {"cache_seqlens": lengths}
-    again = {n: x.clone() if isinstance(x, Tensor) else x for n, x in arguments.items()}
-    expected = flash_attn_with_kvcache(**arguments)
+def test_compiled_without_a_break(paged: bool, kind: str) -> None:
+    """Values are not read there; the cache is written all the same, at other lengths too."""
     compiled = torch.compile(flash_attn_with_kvcache, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(**again), expected)
-    torch.testing.assert_close(again["k_cache"], arguments["k_cache"])
+    for length in (3, 4, 6):
+        lengths: Any = length
+        if kind != "int":
+            lengths = torch.tensor([length, 2, 0], dtype=getattr(torch, kind))
+        arguments = call(paged) | {"cache_seqlens": lengths}
+        again = {n: x.clone() if isinstance(x, Tensor) else x for n, x in arguments.items()}
+        torch.testing.assert_close(compiled(**again), flash_attn_with_kvcache(**arguments))
+        torch.testing.assert_close(again["k_cache"], arguments["k_cache"])
 
 
 def test_jvp_is_right() -> None:
