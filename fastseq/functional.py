@@ -1,16 +1,24 @@
 """Attention as functions with the signatures that users already call: torch's and flash-attn's."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import (
+    handle_torch_function,
+    has_torch_function,
+    has_torch_function_variadic,
+)
 
-from .ops.attention import attention, attention_decode, torch_is_quicker
+from .functional_cache import flash_attn_with_kvcache as flash_attn_with_kvcache
+from .functional_options import NUMBERS, SERVED, check_flash, check_slopes, number, tensor, window
+from .ops.attention import attention, torch_is_quicker
 from .ops.registration import has_kernels
+from .ops.subclasses import causal_bias, is_distributed, overridden
 
 _torch_attention = F.scaled_dot_product_attention  # patch_torch may put ours there
-_SERVED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def scaled_dot_product_attention(
@@ -34,30 +42,54 @@ def scaled_dot_product_attention(
         query: (…, Hq, Sq, D); key: (…, Hk, Sk, D); value: (…, Hk, Sk, Dv). Leading dimensions
             broadcast; fewer than four dimensions are taken as torch takes them.
         attn_mask: bool (True takes part) or floating (added), broadcastable to (…, Hq, Sq, Sk); it
-            may require a gradient.
+            may require a gradient. Or one of ``torch.nn.attention.bias``.
         is_causal: query i sees keys 0 … i (aligned top-left, as torch does).
         scale: of the products; 1/√D by default.
         enable_gqa: Hk may divide Hq.
         window_size: keys to the left and to the right of its own that a query sees; -1 for all.
         softcap: scores become softcap·tanh(score/softcap); 0 for none.
-        alibi_slopes: (Hq,) or (B, Hq); scores lose slope·distance.
+        alibi_slopes: (Hq,) or (B, Hq); scores lose slope·distance. Slopes that require a gradient
+            get it through plain PyTorch, with a matrix of scores.
         return_lse: also return the log-sum-exp of the scores, (…, Hq, Sq).
+
+    Tensor subclasses and modes with a ``__torch_function__`` are asked about torch's function, or,
+    if an argument is one that torch does not have, about this one.
 
     Raises:
         What torch raises, in its words, before any kernel runs.
     """
     extras = window_size != (-1, -1) or softcap or alibi_slopes is not None or return_lse
-    plain = not extras and attn_mask is None and dropout_p == 0 and key.dim() > 1
-    torchs = plain and torch_is_quicker(query, key, value)
+    bottom_right = False
+    if not type(query) is type(key) is type(value) is Tensor or has_torch_function_variadic(
+        query, attn_mask, alibi_slopes
+    ):
+        if _is_for_others(query, key, value, attn_mask, alibi_slopes):
+            torchs = (query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+            if not extras:
+                return _torch_attention(*torchs[:6], scale=scale, enable_gqa=enable_gqa)
+            return handle_torch_function(
+                scaled_dot_product_attention, (query, key, value, attn_mask, alibi_slopes), *torchs,
+                window_size=window_size, softcap=softcap, alibi_slopes=alibi_slopes,
+                return_lse=return_lse,
+            )  # fmt: skip
+        attn_mask, is_causal, bottom_right = _without_bias(
+            query, key, value, attn_mask, is_causal, whole=window_size == (-1, -1)
+        )
+    plain = not extras and attn_mask is None and dropout_p == 0 and not bottom_right
+    torchs = plain and not key.is_nested and key.dim() > 1 and torch_is_quicker(query, key, value)
     torchs = torchs or not (extras or has_kernels(query.device.type))
-    if torchs or not _fits(query, key, value, attn_mask, dropout_p, enable_gqa):
+    if torchs or not _fits(query, key, value, attn_mask, dropout_p, scale, enable_gqa):
+        if bottom_right:
+            sq, sk = query.shape[-2], key.shape[-2]
+            corner = torch.ones(sq, sk, dtype=torch.bool, device=query.device)
+            attn_mask, is_causal = corner.tril(sk - sq), False
         result = _torch_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
         if extras:
             raise TypeError(
                 "window_size, softcap, alibi_slopes and return_lse need strided tensors of one "
-                f"dtype out of {_SERVED}"
+                f"dtype out of {SERVED}, and numbers for dropout_p and scale"
             )
         return result
     leading, q, k, v = query.shape[:-3], query, key, value
@@ -72,14 +104,48 @@ def scaled_dot_product_attention(
         mask = mask.view((1,) * (max(len(full), 4) - mask.dim()) + mask.shape)
         if len(leading) > 1:
             mask = mask.expand(*leading, *mask.shape[-3:]).flatten(0, -4)
+    if extras:
+        number("softcap", softcap, 0)
+        check_slopes(alibi_slopes, q, q.shape[0], q.shape[1])
     out, lse = attention(
-        q, k, v, mask, scale=scale, window=_window(window_size, is_causal), softcap=softcap,
-        dropout_p=dropout_p, alibi_slopes=alibi_slopes,
+        q, k, v, mask, scale=scale, window=window(window_size, is_causal),
+        bottom_right=bottom_right, softcap=softcap, dropout_p=dropout_p, alibi_slopes=alibi_slopes,
     )  # fmt: skip
     if query.dim() != 4:
         shape = (*leading, *query.shape[-3:-1]) if query.dim() > 2 else query.shape[:-1]
         out, lse = out.reshape(*shape, out.shape[-1]), lse.reshape(shape)
     return (out, lse) if return_lse else out
+
+
+def _is_for_others(
+    query: Any, key: Any, value: Any, attn_mask: Tensor | None, alibi_slopes: Tensor | None
+) -> bool:
+    """Whether a call is not for us: an argument computes itself, or is no tensor."""
+    if not all(isinstance(x, Tensor) for x in (query, key, value)):
+        return True
+    mask = attn_mask if causal_bias(attn_mask) is None else None
+    return overridden((query, key, value, mask, alibi_slopes)) or is_distributed(query)
+
+
+def _without_bias(
+    query: Tensor, key: Tensor, value: Tensor, mask: Any, is_causal: bool, *, whole: bool
+) -> tuple[Tensor | None, bool, bool]:
+    """The mask, whether causal, and whether aligned bottom-right, with torch's causal bias read.
+
+    Args:
+        whole: whether there is no window, which would be aligned by the bias.
+    """
+    bias = causal_bias(mask)
+    if bias is None:
+        return mask, is_causal, False
+    if is_causal:
+        raise ValueError("CausalBias should not be used with causal=True")
+    # torch reads these so, whatever the lengths of the call.
+    if bias.seq_len_q == bias.seq_len_kv or bias.variant == type(bias.variant).UPPER_LEFT:
+        return None, True, False
+    if whole and (bias.seq_len_q, bias.seq_len_kv) == (query.shape[-2], key.shape[-2]):
+        return None, True, True
+    return bias._materialize(query.device), False, False
 
 
 def _fits(
@@ -88,17 +154,21 @@ def _fits(
     value: Tensor,
     mask: Tensor | None,
     dropout_p: float,
+    scale: float | None,
     enable_gqa: bool,
 ) -> bool:
     """Whether torch would take the call and our operator serves it."""
+    if query.is_nested or key.is_nested or value.is_nested:
+        return False
     dims = query.dim()
     if (
         not query.dtype == key.dtype == value.dtype
         or not query.device == key.device == value.device
         or not query.layout == key.layout == value.layout == torch.strided
         or not dims == key.dim() == value.dim() >= 2
-        or query.dtype not in _SERVED
-        or not 0 <= dropout_p <= 1
+        or query.dtype not in SERVED
+        or not (isinstance(dropout_p, NUMBERS) and 0 <= dropout_p <= 1)
+        or not (scale is None or isinstance(scale, NUMBERS))
     ):
         return False
     q, k, v = query.shape, key.shape, value.shape
@@ -114,7 +184,9 @@ def _fits(
         return True
     full = (*(q[:-2] if enable_gqa else torch.broadcast_shapes(q[:-2], k[:-2])), q[-2], k[-2])
     return (
-        mask.dtype in (torch.bool, torch.float32, query.dtype)
+        isinstance(mask, Tensor)
+        and mask.layout == torch.strided
+        and mask.dtype in (torch.bool, torch.float32, query.dtype)
         and mask.device == query.device
         and mask.dim() <= len(full)
         and all(m in (1, f) for m, f in zip(reversed(mask.shape), reversed(full)))
@@ -148,16 +220,25 @@ def flash_attn_func(
         q: (B, Sq, Hq, D); k: (B, Sk, Hk, D); v: (B, Sk, Hk, Dv). Hk divides Hq.
         causal: aligned bottom-right: the last query sees the last key.
         window_size: (left, right) of the position so aligned; -1 for all.
+        alibi_slopes: (Hq,) or (B, Hq). Where they require a gradient, they get it through plain
+            PyTorch, with a matrix of scores.
         deterministic: accepted; the backward always is.
         return_attn_probs: also return the log-sum-exp (B, Hq, Sq), and None, as there is no matrix
             of probabilities to return.
     """
-    del deterministic
-    _check_flash(q, k, v, dims=4)
+    tensors = (q, k, v, alibi_slopes)
+    if has_torch_function(tensors) and overridden(tensors):
+        return handle_torch_function(
+            flash_attn_func, tensors, q, k, v, dropout_p, softmax_scale, causal, window_size,
+            softcap, alibi_slopes, deterministic, return_attn_probs,
+        )  # fmt: skip
+    check_flash(q, k, v, dims=4)
+    if q.shape[0] != k.shape[0]:
+        raise ValueError(f"k should have q's batch {q.shape[0]}, got {k.shape[0]}")
+    check_slopes(alibi_slopes, q, q.shape[0], q.shape[2])
     out, lse = attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2),
-        scale=softmax_scale, window=_window(window_size, causal), bottom_right=True,
-        softcap=softcap, dropout_p=dropout_p, alibi_slopes=alibi_slopes,
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), bottom_right=True,
+        **_options(dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes),
     )  # fmt: skip
     out = out.transpose(1, 2)
     return (out, lse, None) if return_attn_probs else out
@@ -184,170 +265,60 @@ def flash_attn_varlen_func(
 
     Args:
         q: (total_q, Hq, D); k: (total_k, Hk, D); v: (total_k, Hk, Dv).
-        cu_seqlens_q, cu_seqlens_k: (B+1,) int32, where each sequence starts, and the total.
+        cu_seqlens_q, cu_seqlens_k: (B+1,) int32, where each sequence starts, and the total. What
+            they hold is checked on the CPU; on a GPU that would wait for it.
         max_seqlen_q, max_seqlen_k: the longest.
         The rest as in ``flash_attn_func``; the log-sum-exp is (Hq, total_q).
     """
-    del deterministic
-    _check_flash(q, k, v, dims=3)
-    for name, bounds in (
-        ("cu_seqlens_q", cu_seqlens_q),
-        ("cu_seqlens_k", cu_seqlens_k),
+    tensors = (q, k, v, cu_seqlens_q, cu_seqlens_k, alibi_slopes)
+    if has_torch_function(tensors) and overridden(tensors):
+        return handle_torch_function(
+            flash_attn_varlen_func, tensors, q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q,
+            max_seqlen_k, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes,
+            deterministic, return_attn_probs,
+        )  # fmt: skip
+    check_flash(q, k, v, dims=3)
+    for name, bounds, longest in (
+        ("q", cu_seqlens_q, max_seqlen_q),
+        ("k", cu_seqlens_k, max_seqlen_k),
     ):
+        tensor(f"cu_seqlens_{name}", bounds, q)
         if bounds.dtype != torch.int32 or bounds.dim() != 1:
             raise ValueError(
-                f"{name} should be one-dimensional int32, got {bounds.dtype} of {bounds.dim()}-D"
+                f"cu_seqlens_{name} should be one-dimensional int32, got {bounds.dtype} of "
+                f"{bounds.dim()}-D"
             )
-    if cu_seqlens_q.shape != cu_seqlens_k.shape:
+        if not isinstance(longest, (int, torch.SymInt)):
+            raise TypeError(f"max_seqlen_{name} should be an int, got {type(longest).__name__}")
+    if cu_seqlens_q.shape != cu_seqlens_k.shape or cu_seqlens_q.shape[0] == 0:
         raise ValueError(
-            f"cu_seqlens_q and cu_seqlens_k should have one length, got "
+            f"cu_seqlens_q and cu_seqlens_k should have one length, at least 1, got "
             f"{cu_seqlens_q.shape[0]} and {cu_seqlens_k.shape[0]}"
         )
+    check_slopes(alibi_slopes, q, cu_seqlens_q.shape[0] - 1, q.shape[1])
     out, lse = attention(
-        *(x.transpose(0, 1).unsqueeze(0) for x in (q, k, v)),
-        scale=softmax_scale, window=_window(window_size, causal), bottom_right=True,
-        softcap=softcap, dropout_p=dropout_p, alibi_slopes=alibi_slopes,
+        *(x.transpose(0, 1).unsqueeze(0) for x in (q, k, v)), bottom_right=True,
         cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
         max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k,
+        **_options(dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes),
     )  # fmt: skip
     out = out.squeeze(0).transpose(0, 1)
     return (out, lse.squeeze(0), None) if return_attn_probs else out
 
 
-def flash_attn_with_kvcache(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    k: Tensor | None = None,
-    v: Tensor | None = None,
-    rotary_cos: Tensor | None = None,
-    rotary_sin: Tensor | None = None,
-    cache_seqlens: int | Tensor | None = None,
-    cache_batch_idx: Tensor | None = None,
-    cache_leftpad: Tensor | None = None,
-    block_table: Tensor | None = None,
-    softmax_scale: float | None = None,
-    causal: bool = False,
-    window_size: tuple[int, int] = (-1, -1),
-    softcap: float = 0.0,
-    rotary_interleaved: bool = True,
-    alibi_slopes: Tensor | None = None,
-    num_splits: int = 0,
-    return_softmax_lse: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """flash-attn's function of that name: new tokens against a cache, which they join first.
-
-    Args:
-        q: (B, Sq, Hq, D); k_cache, v_cache: (B, capacity, Hk, D), or, with ``block_table``, pages
-            (blocks, block_size, Hk, D).
-        k, v: (B, Snew, Hk, D), written in place into the cache behind ``cache_seqlens``.
-        rotary_cos, rotary_sin: (positions, rotary_dim/2), applied to q and k at their positions.
-        cache_seqlens: tokens already in each cache, (B,) int32 or one number; all by default.
-        cache_batch_idx: (B,) which cache row each sequence uses.
-        block_table: (B, max_blocks) int32.
-        num_splits: accepted; the kernel chooses.
-
-    Raises:
-        NotImplementedError: for ``cache_leftpad``.
-    """
-    del num_splits
-    for names, a, b in (("k and v", k, v), ("rotary_cos and rotary_sin", rotary_cos, rotary_sin)):
-        if (a is None) != (b is None):
-            raise ValueError(f"{names} should be given together")
-    if cache_leftpad is not None:
-        raise NotImplementedError("cache_leftpad is not supported")
-    batch, new_tokens = q.shape[0], 0 if k is None else k.shape[1]
-    capacity = k_cache.shape[1] if block_table is None else block_table.shape[1] * k_cache.shape[1]
-    if not isinstance(cache_seqlens, Tensor):
-        held = capacity - new_tokens if cache_seqlens is None else cache_seqlens
-        cache_seqlens = torch.full((batch,), held, dtype=torch.int32, device=q.device)
-    if int(cache_seqlens.max()) + new_tokens > capacity:
-        raise ValueError(
-            f"the cache holds {capacity} tokens a sequence, got {int(cache_seqlens.max())} in "
-            f"cache_seqlens and {new_tokens} new ones"
-        )
-    if rotary_cos is not None and rotary_sin is not None:
-        first = cache_seqlens.long()[:, None]
-        steps = torch.arange(q.shape[1], device=q.device)
-        # Without a causal or local window every query stands at the first new position.
-        moving = causal or window_size != (-1, -1)
-        q = _rotate(q, rotary_cos, rotary_sin, first + steps * moving, rotary_interleaved)
-        if k is not None:
-            at = first + torch.arange(new_tokens, device=q.device)
-            k = _rotate(k, rotary_cos, rotary_sin, at, rotary_interleaved)
-    if k is not None and v is not None:
-        _append(k_cache, k, cache_seqlens, cache_batch_idx, block_table)
-        _append(v_cache, v, cache_seqlens, cache_batch_idx, block_table)
-        cache_seqlens = cache_seqlens + new_tokens
-    if cache_batch_idx is not None:
-        k_cache, v_cache = k_cache[cache_batch_idx.long()], v_cache[cache_batch_idx.long()]
-    out, lse = attention_decode(
-        q.transpose(1, 2), k_cache.transpose(1, 2), v_cache.transpose(1, 2),
-        cache_seqlens.to(torch.int32), block_table,
-        scale=softmax_scale, window=_window(window_size, causal), softcap=softcap,
-        alibi_slopes=alibi_slopes,
-    )  # fmt: skip
-    out = out.transpose(1, 2)
-    return (out, lse) if return_softmax_lse else out
-
-
-def _window(window_size: tuple[int, int], causal: bool) -> tuple[int, int]:
-    pair = isinstance(window_size, Sequence) and len(window_size) == 2
-    if not pair or not all(isinstance(n, int) for n in window_size):
-        raise ValueError(
-            f"window_size should be two ints, (left, right), with -1 for all, got {window_size!r}"
-        )
-    left, right = window_size
-    return left, 0 if causal else right
-
-
-def _check_flash(q: Tensor, k: Tensor, v: Tensor, dims: int) -> None:
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.dim() != dims:
-            raise ValueError(f"{name} should have {dims} dimensions, got shape {tuple(x.shape)}")
-        if x.dtype != q.dtype or x.dtype not in _SERVED:
-            raise TypeError(f"{name} should be of q's dtype, one of {_SERVED}, got {x.dtype}")
-    if k.shape[:-1] != v.shape[:-1]:
-        raise ValueError(
-            f"k and v should have the same tokens and heads, got {tuple(k.shape)} and "
-            f"{tuple(v.shape)}"
-        )
-    if q.shape[-1] != k.shape[-1] or k.shape[-2] == 0 or q.shape[-2] % k.shape[-2]:
-        raise ValueError(
-            "k should have q's head dimension and a number of heads that divides q's, got "
-            f"{tuple(q.shape)} and {tuple(k.shape)}"
-        )
-    if dims == 4 and q.shape[0] != k.shape[0]:
-        raise ValueError(f"k should have q's batch {q.shape[0]}, got {k.shape[0]}")
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, interleaved: bool) -> Tensor:
-    """Rotary embedding of x (B, S, H, D) at positions (B, S), over the first 2·cos.shape[1]."""
-    width = 2 * cos.shape[1]
-    turned, rest = x[..., :width], x[..., width:]
-    cos, sin = cos[positions][:, :, None], sin[positions][:, :, None]
-    if interleaved:
-        a, b = turned[..., 0::2], turned[..., 1::2]
-        turned = torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
-    else:
-        a, b = turned.chunk(2, -1)
-        turned = torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
-    return torch.cat([turned.to(x.dtype), rest], -1)
-
-
-def _append(
-    cache: Tensor,
-    new: Tensor,
-    cache_seqlens: Tensor,
-    cache_batch_idx: Tensor | None,
-    block_table: Tensor | None,
-) -> None:
-    """Writes new (B, S, H, D) behind the tokens of each sequence."""
-    at = cache_seqlens.long()[:, None] + torch.arange(new.shape[1], device=new.device)
-    if block_table is None:
-        rows = torch.arange(new.shape[0], device=new.device)
-        rows = rows if cache_batch_idx is None else cache_batch_idx.long()
-        cache[rows[:, None], at] = new
-    else:
-        size = cache.shape[1]
-        cache[block_table.long().gather(1, at // size), at % size] = new
+def _options(
+    dropout_p: float,
+    softmax_scale: float | None,
+    causal: bool,
+    window_size: tuple[int, int],
+    softcap: float,
+    alibi_slopes: Tensor | None,
+) -> dict[str, Any]:
+    """Options of flash-attn's functions as the operator's."""
+    return {
+        "dropout_p": number("dropout_p", dropout_p, 0, 1),
+        "scale": None if softmax_scale is None else number("softmax_scale", softmax_scale),
+        "window": window(window_size, causal),
+        "softcap": number("softcap", softcap, 0),
+        "alibi_slopes": alibi_slopes,
+    }

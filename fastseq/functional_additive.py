@@ -2,10 +2,13 @@
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
+from .functional_options import SERVED, tensor
 from .ops.additive_attention import additive_attention as _attend
 from .ops.gemm import linear
 from .ops.registration import autocasting
+from .ops.subclasses import overridden
 
 
 def additive_attention(
@@ -27,7 +30,8 @@ def additive_attention(
     (arXiv 1409.0473), appendix A.1.2.
 
     Args:
-        query: (B, Tq, Eq); key: (B, Tk, Ek); value: (B, Tk, Dv). All three may lack B.
+        query: (B, Tq, Eq); key: (B, Tk, Ek); value: (B, Tk, Dv). B may be 1 in some of them, which
+            then go with every sequence of the others; all three may lack it.
         w_query: (D, Eq) and w_key: (D, Ek); None where query or key is projected already, as a
             decoder projects its keys once a sentence. Then Eq or Ek is D.
         v: (D,); bias: (D,).
@@ -43,8 +47,16 @@ def additive_attention(
         ValueError: a shape does not fit.
         TypeError: dtypes differ, or a mask is not bool.
     """
-    batched = query.dim() == 3
-    check_inputs(query, key, value)
+    tensors = (query, key, value, w_query, w_key, v, bias, key_padding_mask, attn_mask)
+    if has_torch_function(tensors) and overridden(tensors):
+        return handle_torch_function(
+            additive_attention, tensors, query, key, value, w_query, w_key, v, bias,
+            key_padding_mask=key_padding_mask, attn_mask=attn_mask, return_weights=return_weights,
+        )  # fmt: skip
+    batch = check_inputs(query, key, value)
+    for name, x in (("w_query", w_query), ("w_key", w_key), ("v", v), ("bias", bias)):
+        if x is not None or name == "v":
+            tensor(name, x, query)
     hidden = v.shape[-1] if v.dim() else 0
     _expect("v", v, (hidden,))
     for name, x, weight in (("query", query, w_query), ("key", key, w_key)):
@@ -60,53 +72,75 @@ def additive_attention(
         for name, weight in (("w_query", w_query), ("w_key", w_key), ("v", v), ("bias", bias)):
             if weight is not None and weight.dtype != query.dtype:
                 raise TypeError(f"{name} should be {query.dtype} as query is, got {weight.dtype}")
-    mask = taking_part(key_padding_mask, attn_mask, query, key)
-    if not batched:
-        query, key, value = query[None], key[None], value[None]
+    mask = taking_part(key_padding_mask, attn_mask, query, key, batch)
     if w_query is not None:
         query = linear(query, w_query, bias)
     elif bias is not None:
         query = query + bias
     if w_key is not None:
         key = linear(key, w_key, None)
+    query, key, value = with_batch(batch, query, key, value)
     context, weights = _attend(query, key, value, v, mask)
-    if not batched:
+    if not batch:
         context, weights = context[0], weights[0]
     return (context, weights) if return_weights else context
 
 
-def check_inputs(query: Tensor, key: Tensor, value: Tensor) -> None:
-    """(B, Tq, Eq), (B, Tk, Ek) and (B, Tk, Dv), or all without B, of one dtype and device."""
+def check_inputs(query: Tensor, key: Tensor, value: Tensor) -> torch.Size:
+    """(B|1, Tq, Eq), (B|1, Tk, Ek) and (B|1, Tk, Dv), or all without B, of one dtype and device.
+
+    Returns:
+        (B,), or () without it.
+    """
+    tensor("query", query, query)
     if query.dim() not in (2, 3):
         raise ValueError(f"query should be 2-D or 3-D, got {query.dim()}-D")
+    if query.dtype not in SERVED:
+        raise TypeError(f"query should be one of {SERVED}, got {query.dtype}")
+    batch = query.shape[:-2]
     for name, x in (("key", key), ("value", value)):
+        tensor(name, x, query)
         if x.dim() != query.dim():
             raise ValueError(f"{name} should be {query.dim()}-D as query is, got {x.dim()}-D")
-        if x.shape[:-2] != query.shape[:-2]:
-            raise ValueError(
-                f"{name} should have query's batch {query.shape[0]}, got shape {tuple(x.shape)}"
-            )
+        if batch != x.shape[:-2]:
+            if 1 not in (batch[0], x.shape[0]):
+                raise ValueError(
+                    f"{name} should have a batch of {batch[0]}, or 1, got shape {tuple(x.shape)}"
+                )
+            batch = x.shape[:-2] if batch[0] == 1 else batch
         if x.dtype != query.dtype and not autocasting(query.device.type):
             raise TypeError(f"{name} should be {query.dtype} as query is, got {x.dtype}")
-        if x.device != query.device:
-            raise ValueError(f"{name} should be on {query.device} as query is, got {x.device}")
     if value.shape[-2] != key.shape[-2]:
         raise ValueError(f"value should have key's {key.shape[-2]} tokens, got {value.shape[-2]}")
+    return batch
+
+
+def with_batch(batch: torch.Size, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """As views (B, T, width); B is 1 without a batch."""
+    return tuple(
+        x if x.shape[:-2] == batch != () else x.expand(*(batch or (1,)), -1, -1) for x in tensors
+    )
 
 
 def taking_part(
-    key_padding_mask: Tensor | None, attn_mask: Tensor | None, query: Tensor, key: Tensor
+    key_padding_mask: Tensor | None,
+    attn_mask: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    batch: torch.Size,
 ) -> Tensor | None:
     """Which keys a query may see, (B|1, Tq|1, Tk), from two masks of what is left out."""
-    queries, keys, batch = query.shape[-2], key.shape[-2], query.shape[:-2]
+    queries, keys = query.shape[-2], key.shape[-2]
     left_out = None
     if key_padding_mask is not None:
+        tensor("key_padding_mask", key_padding_mask, query)
         _expect("key_padding_mask", key_padding_mask, (*batch, keys), boolean=True)
-        left_out = key_padding_mask.view(-1, 1, keys)
+        left_out = key_padding_mask.view(*(batch or (1,)), 1, keys)
     if attn_mask is not None:
+        tensor("attn_mask", attn_mask, query)
         full = (*batch, queries, keys)
-        _expect("attn_mask", attn_mask, full[-attn_mask.dim() :], boolean=True)
-        others = attn_mask.view(-1, queries, keys)
+        _expect("attn_mask", attn_mask, full[-max(attn_mask.dim(), 2) :], boolean=True)
+        others = attn_mask if attn_mask.dim() == 3 else attn_mask[None]
         left_out = others if left_out is None else left_out | others
     return None if left_out is None else ~left_out
 

@@ -122,7 +122,7 @@ PADDING = torch.zeros(B, TK, dtype=torch.bool)
         (ValueError, "query should be 2-D or 3-D, got 1-D", {"query": torch.zeros(3).double()}),
         (ValueError, "key should be 3-D as query is", {"key": inputs()["key"][0]}),
         (ValueError, "value should be 3-D as query is", {"value": inputs()["value"][0]}),
-        (ValueError, "key should have query's batch 2", {"key": inputs()["key"][:1]}),
+        (ValueError, "key should have a batch of 2, or 1", {"key": torch.ones(4, 7, 4).double()}),
         (
             ValueError,
             "value should have key's 7 tokens, got 6",
@@ -154,3 +154,43 @@ def test_exported() -> None:
     from fastseq.config import OPERATORS
 
     assert "additive_attention_forward" in OPERATORS
+
+
+@pytest.mark.parametrize("queries, keys", [(0, 3), (3, 0), (0, 0)])
+@pytest.mark.parametrize("batch", [(), (2,), (0,)])
+@pytest.mark.parametrize("module", ["additive", "dot"])
+def test_masks_of_no_queries_or_keys(
+    module: str, batch: tuple[int, ...], queries: int, keys: int
+) -> None:
+    query = torch.randn(*batch, queries, 4, requires_grad=True)
+    key = torch.randn(*batch, keys, 4, requires_grad=True)
+    attention = (
+        fastseq.AdditiveAttention(4, 4, 5) if module == "additive" else fastseq.DotAttention()
+    )
+    padding = torch.zeros(*batch, keys, dtype=torch.bool)
+    for mask in (None, *{torch.zeros(*b, queries, keys, dtype=torch.bool) for b in ((), batch)}):
+        for need_weights in (True, False):
+            out, weights = attention(query, key, None, padding, need_weights, attn_mask=mask)
+            assert out.shape == (*batch, queries, 4) and not out.any()
+            assert weights is None or weights.shape == (*batch, queries, keys)
+            grads = torch.autograd.grad(out.sum(), (query, key), allow_unused=True)
+            assert not any(g.any() for g in grads if g is not None)
+
+
+@pytest.mark.parametrize("single", [("query",), ("key", "value"), ("key",), ("value",)])
+def test_a_batch_of_one_goes_with_every_sequence(single: tuple[str, ...]) -> None:
+    """Values and gradients are those of the repeated tensor, also behind another function."""
+    given = {**inputs(), "key_padding_mask": PADDING}
+    given |= {n: given[n][:1].detach().requires_grad_() for n in single}
+    repeated = given | {n: given[n].expand(2, -1, -1) for n in single}
+    leaves = [given[n] for n in ("query", "key", "value")]
+    out, expected = additive_attention(**given), additive_attention(**repeated)
+    torch.testing.assert_close(out, expected)
+    upstream = torch.randn_like(out)
+    torch.testing.assert_close(
+        torch.autograd.grad(out, leaves, upstream), torch.autograd.grad(expected, leaves, upstream)
+    )
+    plain = [torch.randn(1 if n in single else 2, 3, 4) for n in ("query", "key", "value")]
+    dot = fastseq.DotAttention()
+    whole = dot(*(x.expand(2, -1, -1) for x in plain))
+    torch.testing.assert_close(dot(*plain), whole)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter, init
 
-from ..functional_additive import additive_attention, check_inputs, taking_part
+from ..functional_additive import additive_attention, check_inputs, taking_part, with_batch
 from ..ops.attention import attention, attention_and_weights
 from ..ops.gemm import linear
 
@@ -81,7 +81,7 @@ class AdditiveAttention(Module):
 
         Args:
             query: (B, Tq, query_dim); key: (B, Tk, key_dim); value: (B, Tk, Dv), the key itself if
-                None. All may lack B.
+                None. All may lack B, or have 1 in its place.
             key_padding_mask: bool (B, Tk) or (Tk,), True is left out.
             attn_mask: bool (Tq, Tk) or (B, Tq, Tk), True is left out.
             projected_keys: what ``project_keys(key)`` returned.
@@ -162,7 +162,7 @@ class DotAttention(Module):
 
         Args:
             query: (B, Tq, query_dim); key: (B, Tk, key_dim); value: (B, Tk, Dv), the key itself if
-                None. All may lack B.
+                None. All may lack B, or have 1 in its place.
             key_padding_mask: bool (B, Tk) or (Tk,), True is left out.
             attn_mask: bool (Tq, Tk) or (B, Tq, Tk), True is left out.
 
@@ -174,21 +174,18 @@ class DotAttention(Module):
             ValueError: a shape does not fit. TypeError: dtypes differ, or a mask is not bool.
         """
         value = key if value is None else value
-        check_inputs(query, key, value)
-        mask = taking_part(key_padding_mask, attn_mask, query, key)
-        batched = query.dim() == 3
-        q, k, v = (
-            x[:, None] if batched else x[None, None]  # one head
-            for x in (self._project(query, key), key, value)
-        )
+        batch = check_inputs(query, key, value)
+        mask = taking_part(key_padding_mask, attn_mask, query, key, batch)
+        inputs = with_batch(batch, self._project(query, key), key, value)
+        q, k, v = (x[:, None] for x in inputs)  # one head
         mask = None if mask is None else mask[:, None]
         weights = None
         if need_weights:
             context, weights = attention_and_weights(q, k, v, mask, scale=1.0)
-            weights = weights[:, 0] if batched else weights[0, 0]
+            weights = weights[:, 0] if batch else weights[0, 0]
         else:
             context, _ = attention(q, k, v, mask, scale=1.0)
-        return context[:, 0] if batched else context[0, 0], weights
+        return context[:, 0] if batch else context[0, 0], weights
 
 
 class GeneralAttention(DotAttention):

@@ -3,10 +3,12 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import has_torch_function
 
 from ..ops.attention import attention, attention_and_weights, torch_is_quicker
 from ..ops.gemm import linear
-from ..ops.registration import has_kernels
+from ..ops.registration import autocasting, has_kernels
+from ..ops.subclasses import causal_bias, is_distributed, overridden
 from . import _extras
 
 
@@ -37,15 +39,23 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
                 and kdim, vdim.
             key_padding_mask: (B, S) or (S,), bool (True is left out) or floating (added).
             attn_mask: (L, S) or (B·num_heads, L, S), bool (True is left out) or floating (added).
+                Or one of ``torch.nn.attention.bias``, which torch's module cannot read.
             average_attn_weights: weights are (B, L, S) instead of (B, num_heads, L, S).
             is_causal: a promise that ``attn_mask`` is causal.
 
         Returns:
             The output, shaped as the query, and the weights, or None.
         """
+        bias = causal_bias(attn_mask)
+        if bias is not None:
+            attn_mask = ~bias._materialize(query.device)
+        weights = (*self._parameters.values(), *self.out_proj._parameters.values())
+        tensors = (query, key, value, attn_mask, key_padding_mask, *weights)
         masked = attn_mask is not None or key_padding_mask is not None
-        if (not masked and self._is_short(query, key)) or not self._serves(
-            query, key, value, key_padding_mask, attn_mask, is_causal
+        if (
+            (has_torch_function(tensors) and overridden(tensors))
+            or (not masked and self._is_short(query, key, weights))
+            or not self._serves(query, key, value, key_padding_mask, attn_mask, is_causal, weights)
         ):
             return super().forward(
                 query, key, value, key_padding_mask, need_weights, attn_mask,
@@ -59,9 +69,9 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         causal = is_causal and key_padding_mask is None and not need_weights
         mask = None if causal else self._merge(attn_mask, key_padding_mask, q, extra)
         dropout_p = self.dropout if self.training else 0.0
-        weights = None
+        used = None
         if need_weights:
-            out, weights = attention_and_weights(
+            out, used = attention_and_weights(
                 q, k, v, mask, average=average_attn_weights, dropout_p=dropout_p
             )
         else:
@@ -69,10 +79,10 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             out, _ = attention(q, k, v, mask, window=window, dropout_p=dropout_p)
         out = out.transpose(1, 2).flatten(2)
         if not batched:
-            out, weights = out.squeeze(0), None if weights is None else weights.squeeze(0)
+            out, used = out.squeeze(0), None if used is None else used.squeeze(0)
         elif not self.batch_first:
             out = out.transpose(0, 1)
-        return linear(out, self.out_proj.weight, self.out_proj.bias), weights
+        return linear(out, self.out_proj.weight, self.out_proj.bias), used
 
     def forward_packed(
         self, x: Tensor, bounds: Tensor, longest: int, is_causal: bool = False
@@ -98,15 +108,11 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         """Whether ``forward_packed`` has all that the module does."""
         return self._qkv_same_embed_dim and self.bias_k is None and not self.add_zero_attn
 
-    def _weights(self) -> tuple[Tensor | None, ...]:
-        return (*self._parameters.values(), *self.out_proj._parameters.values())
-
-    def _is_short(self, query: Tensor, key: Tensor) -> bool:
+    def _is_short(self, query: Tensor, key: Tensor, weights: tuple[Tensor | None, ...]) -> bool:
         """Whether torch's own module does the same, without masks, in less time."""
-        along = 1 if self.batch_first else 0
-        return query.dim() == key.dim() == 3 and torch_is_quicker(
-            query, key, *self._weights(), keys=along
-        )
+        if not query.dim() == key.dim() == 3 or key.is_nested:
+            return False
+        return torch_is_quicker(query, key, *weights, keys=1 if self.batch_first else 0)
 
     def _serves(
         self,
@@ -116,6 +122,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         key_padding_mask: Tensor | None,
         attn_mask: Tensor | None,
         is_causal: bool,
+        weights: tuple[Tensor | None, ...],
     ) -> bool:
         """Whether torch would take the call and the operator serves it; else torch answers."""
         dims, dtype, device = query.dim(), query.dtype, query.device
@@ -129,10 +136,11 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
                 x.dim() != dims or x.layout != torch.strided or x.is_nested
                 for x in ((query,) if alone else (query, key, value))
             )
+            or is_distributed(query)
         ):
             return False
-        tensors = self._weights() if alone else (key, value, *self._weights())
-        mixed = torch.is_autocast_enabled(device.type)
+        tensors = weights if alone else (key, value, *weights)
+        mixed = autocasting(device.type)
         for x in tensors:
             if x is not None and (x.device != device or (x.dtype != dtype and not mixed)):
                 return False

@@ -5,10 +5,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.modules.transformer import _detect_is_causal_mask
+from torch.nn.modules.transformer import _detect_is_causal_mask, _get_seq_len
 
-from ..ops.registration import has_kernels
+from ..ops.registration import autocasting, has_kernels
+from ..ops.subclasses import has_values, overridden
 from ..ops.traced import eager_inference
 from .attention import MultiheadAttention
 
@@ -33,7 +35,7 @@ class Packing(NamedTuple):
         """From a padding mask (B, S), True where there is no token."""
         present = ~padding
         lengths = present.sum(1, dtype=torch.int32)
-        bounds = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+        bounds = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
         longest = int(lengths.max()) if len(lengths) else 0
         return cls(present.flatten().nonzero().squeeze(1), bounds, longest)
 
@@ -175,15 +177,19 @@ class TransformerEncoder(torch.nn.TransformerEncoder):
             TypeError: with ``skip_padding``, for a padding mask that is not bool.
         """
         padding, skip = src_key_padding_mask, self.skip_padding
-        if padding is None or not (skip or self._torch_packs(src, mask, padding)):
+        if padding is None or src.is_nested:
             return super().forward(src, mask, padding, is_causal)
+        if not skip and not self._torch_packs(src, mask, padding):
+            return self._through_layers(src, mask, padding, is_causal)
         if skip and padding.dtype != torch.bool:
             raise TypeError(
                 f"skip_padding needs src_key_padding_mask to be torch.bool, got {padding.dtype}"
             )
         batch_first = self.layers[0].self_attn.batch_first
         if not self._packs(src, mask, padding, is_causal):
-            out = super().forward(src, mask, padding, is_causal)
+            if not skip and not autocasting(src.device.type):  # which takes no nested tensors
+                return super().forward(src, mask, padding, is_causal)
+            out = self._through_layers(src, mask, padding, is_causal)
             empty = padding if batch_first or src.dim() == 2 else padding.t()
             return out.masked_fill(empty.unsqueeze(-1), 0) if skip else out
         causal = mask is not None
@@ -199,6 +205,20 @@ class TransformerEncoder(torch.nn.TransformerEncoder):
             out = self.norm(out)
         return out if batch_first else out.transpose(0, 1)
 
+    def _through_layers(
+        self, src: Tensor, mask: Tensor | None, padding: Tensor, is_causal: bool | None
+    ) -> Tensor:
+        """torch's forward where it makes no nested tensor, which takes a mask for a bool one."""
+        added = F._canonical_mask(
+            padding, "src_key_padding_mask", F._none_or_dtype(mask), "mask", src.dtype
+        )
+        mask = F._canonical_mask(mask, "mask", None, "", src.dtype, check_other=False)
+        length = _get_seq_len(src, self.layers[0].self_attn.batch_first)
+        causal = _detect_is_causal_mask(mask, is_causal, length)
+        for layer in self.layers:
+            src = layer(src, src_mask=mask, is_causal=causal, src_key_padding_mask=added)
+        return src if self.norm is None else self.norm(src)
+
     def _torch_packs(self, src: Tensor, mask: Tensor | None, padding: Tensor) -> bool:
         """Whether torch would make a nested tensor of this input."""
         first = self.layers[0]
@@ -206,10 +226,11 @@ class TransformerEncoder(torch.nn.TransformerEncoder):
             mask is None
             and padding.dtype == torch.bool
             and src.dim() == 3
-            and not src.is_nested
             and getattr(self, "use_nested_tensor", False)
             and not first.training
+            and not overridden((src, padding, *first.parameters()))
             and not torch.compiler.is_compiling()
+            and has_values(padding)
             and torch.backends.mha.get_fastpath_enabled()
             and not torch.is_autocast_enabled()
             and not (
@@ -225,7 +246,9 @@ class TransformerEncoder(torch.nn.TransformerEncoder):
         self, src: Tensor, mask: Tensor | None, padding: Tensor, is_causal: bool | None
     ) -> bool:
         """Whether our packed layers serve the call; a mask then is causal."""
-        if torch.compiler.is_compiling() or src.dim() != 3 or src.is_nested:
+        if torch.compiler.is_compiling() or not has_values(padding):
+            return False
+        if src.dim() != 3 or overridden((src, mask, padding)):
             return False
         if not has_kernels(src.device.type):
             return False

@@ -277,7 +277,8 @@ def attention(
             (-1, 0). A query's own key is the one of its index, or, ``bottom_right``, the one as far
             from the last key as the query from the last query.
         softcap: s becomes softcap·tanh(s/softcap); 0 for none.
-        alibi_slopes: (Hq,) or (B, Hq); the score loses slope·|distance|, bottom-right.
+        alibi_slopes: (Hq,) or (B, Hq); the score loses slope·|distance|, bottom-right. No kernel
+            has their gradient: where they require one, all is computed in plain PyTorch.
         cu_seqlens_q, cu_seqlens_k: (B+1,) int32 bounds of the sequences in one packed row of tokens
             (then q is (1, Hq, total, D)), with max_seqlen_q and max_seqlen_k.
         dropout_p: of the weights, by counters from ``seed`` (int64 CPU scalar, drawn if None).
@@ -299,7 +300,8 @@ def attention(
         k.shape[2] if max_seqlen_k is None else max_seqlen_k,
     )
     context = (cu_seqlens_q, cu_seqlens_k, alibi_slopes, seed, *options)
-    attend = _plain if plain_autograd_only() else _attention
+    learns = alibi_slopes is not None and alibi_slopes.requires_grad and torch.is_grad_enabled()
+    attend = _plain if learns or plain_autograd_only() else _attention
     return attend(q, k, v, mask, *context)[:2]
 
 
@@ -359,7 +361,8 @@ def attention_decode(
     Returns:
         out (B, Hq, Sq, Dv) and the log-sum-exp (B, Hq, Sq).
     """
-    return torch.ops.fastseq.attention_decode(
+    decode = torch.ops.fastseq.attention_decode
+    return (reference.attention_decode if plain_autograd_only() else decode)(
         q, k_cache, v_cache, cache_seqlens, block_table, alibi_slopes,
         default_scale(q) if scale is None else scale, *window, softcap,
     )  # fmt: skip

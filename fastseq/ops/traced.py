@@ -25,9 +25,11 @@ def is_traced() -> bool:
 
 
 def inference(*inputs: Tensor, parameters: Iterable[Tensor | None] = ()) -> bool:
-    """Whether a call is neither traced nor differentiated."""
-    return not is_traced() and not (
-        torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs, *parameters)
+    """Whether a call is neither traced nor differentiated, forwards or backwards."""
+    return (
+        not is_traced()
+        and forward_ad._current_level < 0
+        and not (torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs, *parameters))
     )
 
 

@@ -133,6 +133,8 @@ def attend(
     """Differentiable attention, computed in the accumulation type: (out, lse, norm)."""
     if cu_seqlens_q is None or cu_seqlens_k is None:
         return _attend(q, k, v, mask, alibi_slopes, options, range(q.shape[0]))
+    _check_bounds("cu_seqlens_q", cu_seqlens_q, q.shape[2], options.max_seqlen_q)
+    _check_bounds("cu_seqlens_k", cu_seqlens_k, k.shape[2], options.max_seqlen_k)
     parts = [
         _attend(q[:, :, at_q], k[:, :, at_k], v[:, :, at_k], None, slopes, options, range(b, b + 1))
         for b, (at_q, at_k, slopes) in enumerate(_cut(cu_seqlens_q, cu_seqlens_k, alibi_slopes))
@@ -150,6 +152,17 @@ def _cut(
     bounds_q, bounds_k = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
     for b, (at_q, at_k) in enumerate(zip(pairwise(bounds_q), pairwise(bounds_k))):
         yield slice(*at_q), slice(*at_k), _slopes_of(alibi_slopes, b)
+
+
+def _check_bounds(name: str, bounds: Tensor, total: int, longest: int) -> None:
+    starts = bounds.tolist()
+    if starts[0] != 0 or starts[-1] != total:
+        raise RuntimeError(f"{name} must run from 0 to the number of tokens, {total}, got {starts}")
+    if not all(0 <= after - before <= longest for before, after in pairwise(starts)):
+        raise RuntimeError(
+            f"{name} must not decrease, nor a sequence be longer than max_seqlen, {longest}, got "
+            f"{starts}"
+        )
 
 
 def _slopes_of(alibi_slopes: Tensor | None, b: int) -> Tensor | None:
@@ -315,7 +328,8 @@ def _of_key_heads(grad: Tensor, x: Tensor) -> Tensor:
     """A gradient of each query head's keys or values as one of the key heads' of ``x``."""
     if not grad.numel():
         return torch.zeros_like(x)
-    return grad.unflatten(1, (x.shape[1], -1)).sum(2).to(x.dtype)
+    batch, _, *rest = grad.shape  # view, not unflatten: that has no batching rule
+    return grad.view(batch, x.shape[1], -1, *rest).sum(2).to(x.dtype)
 
 
 def attention_decode(

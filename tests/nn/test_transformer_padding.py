@@ -73,6 +73,36 @@ def test_inference_packs_where_torch_nests(monkeypatch: pytest.MonkeyPatch) -> N
         )
 
 
+def test_floating_padding_is_added_in_inference() -> None:
+    """As in training; torch's inference path takes every number but zero for padding."""
+    encoder = build(fastseq, "TransformerEncoder", batch_first=True).eval()
+    x = arguments("TransformerEncoder", True)[0].detach()
+    padding = PADDING.double() * -3
+    expected = encoder(x, src_key_padding_mask=padding)  # with gradients
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(x, src_key_padding_mask=padding), expected)
+        bool_out = encoder(x, src_key_padding_mask=PADDING)
+    assert (bool_out - expected)[~PADDING].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["bool", "floating", "hook"])
+def test_padding_under_autocast(kind: str) -> None:
+    """torch raises there: its nested tensors do not autocast. The bound is training's own error."""
+    encoder = build(fastseq, "TransformerEncoder", batch_first=True).eval()
+    x = arguments("TransformerEncoder", True)[0].detach()
+    padding = PADDING.double().mul(-3) if kind == "floating" else PADDING
+    exact = encoder(x, src_key_padding_mask=padding)
+    encoder, x = encoder.float(), x.float()
+    if kind == "hook":
+        encoder.layers[0].linear1.register_forward_hook(lambda *_: None)
+    padding = padding.float() if kind == "floating" else padding
+    with torch.autocast("cpu", torch.bfloat16):
+        bound = (encoder(x, src_key_padding_mask=padding) - exact)[~PADDING].abs().max()
+        with torch.no_grad():
+            out = encoder(x, src_key_padding_mask=padding)
+    assert (out - exact)[~PADDING].abs().max() <= 2 * bound
+
+
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("kind", ["right", "left", "holes", "empty-sequence"])
 def test_skip_padding_in_training(option: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
