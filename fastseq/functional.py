@@ -76,9 +76,9 @@ def scaled_dot_product_attention(
             query, key, value, attn_mask, is_causal, whole=window_size == (-1, -1)
         )
     plain = not extras and attn_mask is None and dropout_p == 0 and not bottom_right
-    torchs = plain and not key.is_nested and key.dim() > 1 and torch_is_quicker(query, key, value)
-    torchs = torchs or not (extras or has_kernels(query.device.type))
-    if torchs or not _fits(query, key, value, attn_mask, dropout_p, scale, enable_gqa):
+    by_torch = plain and not key.is_nested and key.dim() > 1 and torch_is_quicker(query, key, value)
+    by_torch = by_torch or not (extras or has_kernels(query.device.type))
+    if by_torch or not _fits(query, key, value, attn_mask, dropout_p, scale, enable_gqa):
         if bottom_right:
             sq, sk = query.shape[-2], key.shape[-2]
             corner = torch.ones(sq, sk, dtype=torch.bool, device=query.device)
