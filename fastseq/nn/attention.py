@@ -155,10 +155,10 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         full = (padding[0] * self.num_heads if dims == 3 else self.num_heads, target, padding[-1])
         return (
             attn_mask is None
-            or (attn_mask.shape in (full, full[1:]) and _extras.is_mask(attn_mask))
+            or (_extras.is_mask(attn_mask, query) and attn_mask.shape in (full, full[1:]))
         ) and (
             key_padding_mask is None
-            or (key_padding_mask.shape == padding and _extras.is_mask(key_padding_mask))
+            or (_extras.is_mask(key_padding_mask, query) and key_padding_mask.shape == padding)
         )
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
