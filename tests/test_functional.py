@@ -104,7 +104,7 @@ def test_mask_of_five_dimensional_input() -> None:
         lambda q, sdpa: sdpa(q[0, 0, 0], q[0, 0, 0], q[0, 0, 0]),
         lambda q, sdpa: sdpa(q, q, q.tolist()),
         lambda q, sdpa: sdpa(q, None, q),
-        lambda q, sdpa: sdpa(q, q, q, attn_mask=[True]),
+        lambda q, sdpa: sdpa(q, q, q, [True]),
         lambda q, sdpa: sdpa(q, q, q, attn_mask=torch.zeros(5, 5).to_sparse()),
         lambda q, sdpa: sdpa(q, q, q, q.new_zeros(5, 5), 0.0, 1),
         lambda q, sdpa: sdpa(q, q, q, q.new_zeros(5, 5), scale="1"),

@@ -176,6 +176,22 @@ def test_modules_ask_about_inputs_masks_and_weights() -> None:
     torch.testing.assert_close(out[0].as_subclass(Tensor), expected[0])
 
 
+def test_packed_layers_ask_about_weights() -> None:
+    """As of quantized ones: the stack computes the padding where a weight computes itself."""
+    layer = fastseq.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
+    encoder = fastseq.TransformerEncoder(layer, 1, skip_padding=True)
+    x, padding = torch.randn(2, 5, 8), torch.arange(5) >= torch.tensor([[5], [3]])
+    expected = encoder(x, src_key_padding_mask=padding)
+    weight = encoder.layers[0].self_attn.in_proj_weight
+    named = torch.nn.Parameter(weight.detach().as_subclass(Named))
+    assert type(named) is Named
+    encoder.layers[0].self_attn.in_proj_weight = named
+    Named.asked.clear()
+    out = encoder(x, src_key_padding_mask=padding)
+    assert F.multi_head_attention_forward in Named.asked
+    torch.testing.assert_close(out.as_subclass(Tensor), expected)
+
+
 def test_wrappers_without_memory() -> None:
     """Their memory is in the tensors they wrap: __torch_dispatch__ gets to see our operators."""
     inputs = [x.detach() for x in qkv(5, 7)]
@@ -242,3 +258,28 @@ def test_nested_tensors_in_modules() -> None:
         torch.testing.assert_close(
             ours(x, src_key_padding_mask=padding), theirs(x, src_key_padding_mask=padding)
         )
+
+
+@pytest.fixture
+def mesh(tmp_path: Any) -> Iterator[Any]:
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield torch.distributed.init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+def test_distributed_tensors_are_torchs(mesh: Any) -> None:
+    """It knows how to cut its own operators among devices."""
+    from torch.distributed.tensor import DTensor, Replicate, distribute_module, distribute_tensor
+
+    inputs, mask = qkv(5, 7, torch.float32), torch.randn(5, 7)
+    spread = [distribute_tensor(x.detach(), mesh, [Replicate()]) for x in (*inputs, mask)]
+    out = fastseq.scaled_dot_product_attention(*(x.requires_grad_() for x in spread))
+    assert isinstance(out, DTensor)
+    expected = F.scaled_dot_product_attention(*inputs, attn_mask=mask)
+    torch.testing.assert_close(out.to_local(), expected)
+    x, module = torch.randn(2, 5, 8), fastseq.MultiheadAttention(8, 2, batch_first=True)
+    whole = module(x, x, x)[0]
+    given = distribute_tensor(x, mesh, [Replicate()])
+    out = distribute_module(module, mesh)(given, given, given)[0]
+    torch.testing.assert_close(out.to_local(), whole)

@@ -106,7 +106,13 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
 
     def packs(self) -> bool:
         """Whether ``forward_packed`` has all that the module does."""
-        return self._qkv_same_embed_dim and self.bias_k is None and not self.add_zero_attn
+        weights = (*self._parameters.values(), *self.out_proj._parameters.values())
+        return (
+            self._qkv_same_embed_dim
+            and self.bias_k is None
+            and not self.add_zero_attn
+            and not overridden(weights)
+        )
 
     def _is_short(self, query: Tensor, key: Tensor, weights: tuple[Tensor | None, ...]) -> bool:
         """Whether torch's own module does the same, without masks, in less time."""
