@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.attention.bias import CausalBias, causal_lower_right, causal_upper_left
 from torch.overrides import TorchFunctionMode
 from torch.testing._internal.two_tensor import TwoTensor
+from torch.utils._pytree import tree_map_only
 
 import fastseq
 
@@ -151,6 +152,61 @@ def test_subclasses_and_modes_are_asked_first(name: str, form: str) -> None:
         assert type(out) is Named
     assert Named.asked[0] is asked_about
     torch.testing.assert_close(out.as_subclass(Tensor), expected)
+
+
+class Elsewhere(Tensor):
+    """Its own memory is NaN; what it stands for is another tensor."""
+
+    stands_for: Tensor
+
+    @staticmethod
+    def of(x: Tensor) -> "Elsewhere":
+        empty = torch.full_like(x, torch.nan).as_subclass(Elsewhere)
+        empty.stands_for = x
+        return empty
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            if func.__name__ == "__get__":  # a shape, a dtype
+                return func(*args, **(kwargs or {}))
+            real = tree_map_only(Elsewhere, lambda x: x.stands_for, (args, kwargs or {}))
+            return tree_map_only(Tensor, Elsewhere.of, func(*real[0], **real[1]))
+
+
+def readers() -> dict[str, Any]:
+    """Of x (5, 2, 8)."""
+    attention, additive = fastseq.MultiheadAttention(8, 2), fastseq.AdditiveAttention(8, 8, 6)
+    dot, general = fastseq.DotAttention(), fastseq.GeneralAttention(8, 8)
+    stack = fastseq.TransformerEncoder(fastseq.TransformerEncoderLayer(8, 2, 16, 0.0), 1)
+    sdpa, flash = fastseq.scaled_dot_product_attention, fastseq.flash_attn_func
+    return {
+        "sdpa": lambda x: sdpa(x, x, x, softcap=2.0),
+        "flash": lambda x: flash(x[None], x[None], x[None]),
+        "MultiheadAttention": lambda x: attention(x, x, x),
+        "encoder": stack,
+        "additive": lambda x: additive(x, x),
+        "dot": lambda x: dot(x, x),
+        "general": lambda x: general(x, x, need_weights=False),
+        "LSTM": fastseq.LSTM(8, 6, 2, bidirectional=True),
+        "GRU": fastseq.GRU(8, 6, layer_norm=True),
+        "RNNCell": lambda x: fastseq.RNNCell(8, 6)(x[0]),
+        "LSTMCell": lambda x: fastseq.LSTMCell(8, 6)(x[0]),
+    }
+
+
+@pytest.mark.parametrize("name", readers())
+@pytest.mark.parametrize("grad", [False, True])
+def test_nothing_reads_the_memory_of_a_subclass(name: str, grad: bool) -> None:
+    x = torch.randn(5, 2, 8)
+    results = []
+    for given in (x, Elsewhere.of(x)):
+        torch.manual_seed(0)
+        with torch.set_grad_enabled(grad):
+            out = readers()[name](given)
+        results.append(out[0] if isinstance(out, tuple) else out)
+    assert isinstance(results[1], Elsewhere)
+    torch.testing.assert_close(results[1].stands_for, results[0])
 
 
 def test_default_device_is_no_mode_that_is_asked() -> None:
