@@ -57,8 +57,7 @@ def scaled_dot_product_attention(
     Raises:
         What torch raises, in its words, before any kernel runs.
     """
-    extras = alibi_slopes is not None or return_lse or isinstance(softcap, Tensor) or softcap
-    extras = extras or window_size != (-1, -1)
+    extras = window_size != (-1, -1) or softcap or alibi_slopes is not None or return_lse
     bottom_right = False
     if not type(query) is type(key) is type(value) is Tensor or has_torch_function_variadic(
         query, attn_mask, alibi_slopes
