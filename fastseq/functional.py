@@ -78,7 +78,7 @@ def scaled_dot_product_attention(
     plain = not extras and attn_mask is None and dropout_p == 0 and not bottom_right
     by_torch = plain and not key.is_nested and key.dim() > 1 and torch_is_quicker(query, key, value)
     by_torch = by_torch or not (extras or has_kernels(query.device.type))
-    if by_torch or not _fits(query, key, value, attn_mask, dropout_p, scale, enable_gqa):
+    if by_torch or not _fits(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa):
         if bottom_right:
             sq, sk = query.shape[-2], key.shape[-2]
             corner = torch.ones(sq, sk, dtype=torch.bool, device=query.device)
@@ -89,7 +89,7 @@ def scaled_dot_product_attention(
         if extras:
             raise TypeError(
                 "window_size, softcap, alibi_slopes and return_lse need strided tensors of one "
-                f"dtype out of {SERVED}, and numbers for dropout_p and scale"
+                f"dtype out of {SERVED}, numbers for dropout_p and scale, bools for the rest"
             )
         return result
     leading, q, k, v = query.shape[:-3], query, key, value
@@ -154,6 +154,7 @@ def _fits(
     value: Tensor,
     mask: Tensor | None,
     dropout_p: float,
+    is_causal: bool,
     scale: float | None,
     enable_gqa: bool,
 ) -> bool:
@@ -169,6 +170,7 @@ def _fits(
         or query.dtype not in SERVED
         or not (isinstance(dropout_p, NUMBERS) and 0 <= dropout_p <= 1)
         or not (scale is None or isinstance(scale, NUMBERS))
+        or not type(is_causal) is type(enable_gqa) is bool
     ):
         return False
     q, k, v = query.shape, key.shape, value.shape

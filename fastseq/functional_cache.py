@@ -2,6 +2,7 @@
 
 from collections import Counter
 from itertools import chain, islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,10 +60,8 @@ def flash_attn_with_kvcache(
         NotImplementedError: for ``cache_leftpad``.
         RuntimeError: an input requires a gradient, which there is none of.
     """
-    tensors = (
-        q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, cache_batch_idx, block_table,
-        alibi_slopes, cache_seqlens if isinstance(cache_seqlens, Tensor) else None,
-    )  # fmt: skip
+    floating = (q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, alibi_slopes)
+    tensors: tuple[Any, ...] = (*floating, cache_seqlens, cache_batch_idx, block_table)
     if has_torch_function(tensors) and overridden(tensors):
         return handle_torch_function(
             flash_attn_with_kvcache, tensors, q, k_cache, v_cache, k, v, rotary_cos, rotary_sin,
@@ -79,7 +78,7 @@ def flash_attn_with_kvcache(
     number("softcap", softcap, 0)
     new_tokens = _check_new(q, k_cache, v_cache, k, v)
     _check_rotary(q, rotary_cos, rotary_sin)
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in floating):
         raise RuntimeError(
             "flash_attn_with_kvcache has no gradient, but an input requires one: call it under "
             "torch.no_grad()"

@@ -102,6 +102,12 @@ def test_mask_of_five_dimensional_input() -> None:
         lambda q, sdpa: sdpa(q, q, q, attn_mask=torch.ones(2, 2, 4, 5, 5, dtype=torch.bool)),
         lambda q, sdpa: sdpa(q, q, q, dropout_p=1.5),
         lambda q, sdpa: sdpa(q[0, 0, 0], q[0, 0, 0], q[0, 0, 0]),
+        lambda q, sdpa: sdpa(q, q, q.tolist()),
+        lambda q, sdpa: sdpa(q, None, q),
+        lambda q, sdpa: sdpa(q, q, q, [True]),
+        lambda q, sdpa: sdpa(q, q, q, attn_mask=torch.zeros(5, 5).to_sparse()),
+        lambda q, sdpa: sdpa(q, q, q, q.new_zeros(5, 5), 0.0, 1),
+        lambda q, sdpa: sdpa(q, q, q, q.new_zeros(5, 5), scale="1"),
     ],
 )
 def test_bad_input_as_torch_reports_it(call: Any) -> None:
@@ -173,6 +179,29 @@ def test_flash_varlen_and_its_errors() -> None:
             scaled_dot_product_attention(*[torch.randn(1, 2, 4, 8)] * 3, window_size=window)
     with pytest.raises(ValueError, match="divides q's"):
         flash_attn_varlen_func(q[:, :3], k, v, *bounds, 4, 4)
+    with pytest.raises(TypeError, match="max_seqlen_k should be an int, got Tensor"):
+        flash_attn_varlen_func(q, k, v, *bounds, 4, torch.tensor(4))
+    with pytest.raises(ValueError, match="cu_seqlens_k should be on cpu as q is, got meta"):
+        flash_attn_varlen_func(q, k, v, bounds[0], bounds[1].to("meta"), 4, 4)
+
+
+@pytest.mark.parametrize("slopes", [None, "learned"])
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ([0, 5, 3, 6, 7], "cu_seqlens_q must not decrease"),
+        ([1, 2, 3, 6, 7], "cu_seqlens_q must run from 0 to the number of tokens, 7"),
+        ([0, 2, 2, 6, 9], "cu_seqlens_q must run from 0 to the number of tokens, 7"),
+        ([0, 5, 5, 6, 7], "a sequence be longer than max_seqlen, 4"),
+    ],
+)
+def test_bounds_of_sequences(wrong: list[int], message: str, slopes: str | None) -> None:
+    """By the kernel, and by plain PyTorch, which learned slopes take."""
+    q, k = torch.randn(7, 2, 8), torch.randn(9, 2, 8)
+    bounds = [torch.tensor(x, dtype=torch.int32) for x in (wrong, [0, 3, 5, 9, 9])]
+    learned = torch.ones(2, requires_grad=True) if slopes else None
+    with pytest.raises(RuntimeError, match=message):
+        flash_attn_varlen_func(q, k, k, *bounds, 4, 4, alibi_slopes=learned)
 
 
 @pytest.mark.parametrize("paged", [False, True])

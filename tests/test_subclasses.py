@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.attention.bias import CausalBias, causal_lower_right, causal_upper_left
 from torch.overrides import TorchFunctionMode
 from torch.testing._internal.two_tensor import TwoTensor
+from torch.utils._pytree import tree_map_only
 
 import fastseq
 
@@ -153,6 +154,61 @@ def test_subclasses_and_modes_are_asked_first(name: str, form: str) -> None:
     torch.testing.assert_close(out.as_subclass(Tensor), expected)
 
 
+class Elsewhere(Tensor):
+    """Its own memory is NaN; what it stands for is another tensor."""
+
+    stands_for: Tensor
+
+    @staticmethod
+    def of(x: Tensor) -> "Elsewhere":
+        empty = torch.full_like(x, torch.nan).as_subclass(Elsewhere)
+        empty.stands_for = x
+        return empty
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            if func.__name__ == "__get__":  # a shape, a dtype
+                return func(*args, **(kwargs or {}))
+            real = tree_map_only(Elsewhere, lambda x: x.stands_for, (args, kwargs or {}))
+            return tree_map_only(Tensor, Elsewhere.of, func(*real[0], **real[1]))
+
+
+def readers() -> dict[str, Any]:
+    """Of x (5, 2, 8)."""
+    attention, additive = fastseq.MultiheadAttention(8, 2), fastseq.AdditiveAttention(8, 8, 6)
+    dot, general = fastseq.DotAttention(), fastseq.GeneralAttention(8, 8)
+    stack = fastseq.TransformerEncoder(fastseq.TransformerEncoderLayer(8, 2, 16, 0.0), 1)
+    sdpa, flash = fastseq.scaled_dot_product_attention, fastseq.flash_attn_func
+    return {
+        "sdpa": lambda x: sdpa(x, x, x, softcap=2.0),
+        "flash": lambda x: flash(x[None], x[None], x[None]),
+        "MultiheadAttention": lambda x: attention(x, x, x),
+        "encoder": stack,
+        "additive": lambda x: additive(x, x),
+        "dot": lambda x: dot(x, x),
+        "general": lambda x: general(x, x, need_weights=False),
+        "LSTM": fastseq.LSTM(8, 6, 2, bidirectional=True),
+        "GRU": fastseq.GRU(8, 6, layer_norm=True),
+        "RNNCell": lambda x: fastseq.RNNCell(8, 6)(x[0]),
+        "LSTMCell": lambda x: fastseq.LSTMCell(8, 6)(x[0]),
+    }
+
+
+@pytest.mark.parametrize("name", readers())
+@pytest.mark.parametrize("grad", [False, True])
+def test_nothing_reads_the_memory_of_a_subclass(name: str, grad: bool) -> None:
+    x = torch.randn(5, 2, 8)
+    results = []
+    for given in (x, Elsewhere.of(x)):
+        torch.manual_seed(0)
+        with torch.set_grad_enabled(grad):
+            out = readers()[name](given)
+        results.append(out[0] if isinstance(out, tuple) else out)
+    assert isinstance(results[1], Elsewhere)
+    torch.testing.assert_close(results[1].stands_for, results[0])
+
+
 def test_default_device_is_no_mode_that_is_asked() -> None:
     q, k, v = qkv(5, 7)
     with torch.device("cpu"):
@@ -174,6 +230,22 @@ def test_modules_ask_about_inputs_masks_and_weights() -> None:
     out = module(x, x, x, attn_mask=mask.as_subclass(Named))
     assert Named.asked
     torch.testing.assert_close(out[0].as_subclass(Tensor), expected[0])
+
+
+def test_packed_layers_ask_about_weights() -> None:
+    """As of quantized ones: the stack computes the padding where a weight computes itself."""
+    layer = fastseq.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
+    encoder = fastseq.TransformerEncoder(layer, 1, skip_padding=True)
+    x, padding = torch.randn(2, 5, 8), torch.arange(5) >= torch.tensor([[5], [3]])
+    expected = encoder(x, src_key_padding_mask=padding)
+    weight = encoder.layers[0].self_attn.in_proj_weight
+    named = torch.nn.Parameter(weight.detach().as_subclass(Named))
+    assert type(named) is Named
+    encoder.layers[0].self_attn.in_proj_weight = named
+    Named.asked.clear()
+    out = encoder(x, src_key_padding_mask=padding)
+    assert F.multi_head_attention_forward in Named.asked
+    torch.testing.assert_close(out.as_subclass(Tensor), expected)
 
 
 def test_wrappers_without_memory() -> None:
@@ -242,3 +314,28 @@ def test_nested_tensors_in_modules() -> None:
         torch.testing.assert_close(
             ours(x, src_key_padding_mask=padding), theirs(x, src_key_padding_mask=padding)
         )
+
+
+@pytest.fixture
+def mesh(tmp_path: Any) -> Iterator[Any]:
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield torch.distributed.init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+def test_distributed_tensors_are_torchs(mesh: Any) -> None:
+    """It knows how to cut its own operators among devices."""
+    from torch.distributed.tensor import DTensor, Replicate, distribute_module, distribute_tensor
+
+    inputs, mask = qkv(5, 7, torch.float32), torch.randn(5, 7)
+    spread = [distribute_tensor(x.detach(), mesh, [Replicate()]) for x in (*inputs, mask)]
+    out = fastseq.scaled_dot_product_attention(*(x.requires_grad_() for x in spread))
+    assert isinstance(out, DTensor)
+    expected = F.scaled_dot_product_attention(*inputs, attn_mask=mask)
+    torch.testing.assert_close(out.to_local(), expected)
+    x, module = torch.randn(2, 5, 8), fastseq.MultiheadAttention(8, 2, batch_first=True)
+    whole = module(x, x, x)[0]
+    given = distribute_tensor(x, mesh, [Replicate()])
+    out = distribute_module(module, mesh)(given, given, given)[0]
+    torch.testing.assert_close(out.to_local(), whole)

@@ -39,8 +39,8 @@ def flag(name: str, value: bool) -> bool:
     return value
 
 
-def is_mask(x: Tensor) -> bool:
-    return x.dtype == torch.bool or x.is_floating_point()
+def is_mask(x: Tensor, query: Tensor) -> bool:
+    return isinstance(x, Tensor) and x.dtype in (torch.bool, torch.float32, query.dtype)
 
 
 def norm_names(mode: str, suffix: str = "") -> list[str]:

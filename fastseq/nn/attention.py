@@ -106,7 +106,13 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
 
     def packs(self) -> bool:
         """Whether ``forward_packed`` has all that the module does."""
-        return self._qkv_same_embed_dim and self.bias_k is None and not self.add_zero_attn
+        weights = (*self._parameters.values(), *self.out_proj._parameters.values())
+        return (
+            self._qkv_same_embed_dim
+            and self.bias_k is None
+            and not self.add_zero_attn
+            and not overridden(weights)
+        )
 
     def _is_short(self, query: Tensor, key: Tensor, weights: tuple[Tensor | None, ...]) -> bool:
         """Whether torch's own module does the same, without masks, in less time."""
@@ -156,10 +162,10 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         full = (padding[0] * self.num_heads if dims == 3 else self.num_heads, target, padding[-1])
         return (
             attn_mask is None
-            or (attn_mask.shape in (full, full[1:]) and _extras.is_mask(attn_mask))
+            or (_extras.is_mask(attn_mask, query) and attn_mask.shape in (full, full[1:]))
         ) and (
             key_padding_mask is None
-            or (key_padding_mask.shape == padding and _extras.is_mask(key_padding_mask))
+            or (_extras.is_mask(key_padding_mask, query) and key_padding_mask.shape == padding)
         )
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:

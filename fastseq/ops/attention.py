@@ -82,7 +82,7 @@ def torch_is_quicker(q: Tensor, k: Tensor, *others: Tensor | None, keys: int = -
         keys: the dimension of k that counts them.
     """
     # A length that is traced must not be compared.
-    return inference(q, k, parameters=others) and is_short(q.device.type, q.numel() * k.shape[keys])
+    return inference(q, k, parameters=others) and is_short(q.device.type, q.numel() * k.size(keys))
 
 
 def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *context: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,6 +6,12 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+# By names of this module, which are found sooner: short calls ask all of this.
+_is_compiling = torch.compiler.is_compiling
+_innermost_transform = torch._C._functorch.peek_interpreter_stack
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_any_requires_grad = torch._C._any_requires_grad
+
 _FUNCTORCH_GRADIENTS = (
     torch._C._functorch.TransformType.Grad,
     torch._C._functorch.TransformType.Jvp,
@@ -17,11 +23,7 @@ def is_traced() -> bool:
 
     Only then must a call go through the registered operator; else the plain function is quicker.
     """
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._len_torch_dispatch_stack() > 0
-    )
+    return _is_compiling() or _innermost_transform() is not None or _dispatch_modes() > 0
 
 
 def inference(*inputs: Tensor, parameters: Iterable[Tensor | None] = ()) -> bool:
@@ -29,7 +31,7 @@ def inference(*inputs: Tensor, parameters: Iterable[Tensor | None] = ()) -> bool
     return (
         not is_traced()
         and forward_ad._current_level < 0
-        and not (torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs, *parameters))
+        and not (torch.is_grad_enabled() and _any_requires_grad(*inputs, *parameters))
     )
 
 
@@ -40,7 +42,7 @@ def eager_inference(*inputs: Tensor, parameters: Iterable[Tensor | None] = ()) -
 
 def plain_autograd_only() -> bool:
     """Whether forward-mode or a torch.func gradient is active: custom operators carry neither."""
-    if torch.compiler.is_compiling():
+    if _is_compiling():
         return False
     if forward_ad._current_level >= 0:
         return True

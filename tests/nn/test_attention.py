@@ -169,6 +169,9 @@ def test_query_without_keys() -> None:
         lambda m, x: m(x, x, x, key_padding_mask=torch.zeros(2, 3, dtype=torch.bool)),
         lambda m, x: m(x, x, x, key_padding_mask=torch.zeros(2, 2, 4, dtype=torch.bool)),
         lambda m, x: m(x, x, x, is_causal=True),
+        lambda m, x: m(x, x, x, attn_mask=torch.zeros(4, 4, dtype=torch.float16)),
+        lambda m, x: m(x, x, x, attn_mask=torch.zeros(4, 4).half(), need_weights=False),
+        lambda m, x: m(x, x, x, attn_mask=[[0.0] * 4] * 4),
         lambda m, x: m(x.float(), x.float(), x.float()),
     ],
 )
