@@ -123,10 +123,10 @@ class _Recurrent(torch.nn.RNNBase):
         else:
             rows = (padded.transpose(0, 1) if self.batch_first else padded).flatten(0, 1)
             output, states = self._layers(rows, None, states, weights)
-            # Not a view: torch's output is none, and detach_() for one takes no view.
+            # No view, as torch's output is none: detach_(), for one, takes no view.
             output = torch.ops.aten._unsafe_view.default(output, (steps, batch, output.shape[1]))
             if self.batch_first:
-                output = output.transpose(0, 1)
+                output = output.transpose_(0, 1)
         if not batched:
             output = output.squeeze(batch_dim)
             states = tuple(state.squeeze(1) for state in states)
