@@ -203,15 +203,15 @@ class _Recurrent(torch.nn.RNNBase):
         ):
             return False
         # Generators would take longer.
+        for w in weights:
+            if w is None or w.dtype not in wanted or w.device != device:
+                return False
         for state, width in zip(states, widths):
             if (
                 state.shape != (count, batch, width)
                 or state.dtype not in wanted
                 or state.device != device
             ):
-                return False
-        for w in weights:
-            if w is None or w.dtype not in wanted or w.device != device:
                 return False
         return True
 

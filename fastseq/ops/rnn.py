@@ -83,20 +83,21 @@ def _save(ctx, states, lists, seed, options, results, unread=()) -> None:
     weights = [w for part in lists for w in part]
     ctx.set_materialize_grads(False)
     ctx.options, ctx.lengths = options, [len(part) for part in lists]
-    ctx.needed = states[0].requires_grad, any([w.requires_grad for w in weights])
+    ctx.needed = states[0].requires_grad, torch._C._any_requires_grad(*weights)
     ctx.unread = [(i, weights[i], weights[i]._version) for i in unread]
     for i in unread:
         weights[i] = None
     ctx.save_for_backward(output, *saved, *states, seed, *weights)
 
 
-def _saved(ctx, registered: bool) -> tuple[Tensor | None, ...]:
+def _saved(ctx) -> Sequence[Tensor | None]:
+    """What was kept; if second derivatives may follow, as it was then."""
     saved = ctx.saved_tensors
     if not ctx.unread:
         return saved
     saved, first = list(saved), len(saved) - sum(ctx.lengths)
     for i, weight, version in ctx.unread:
-        if registered and weight._version != version:
+        if weight._version != version and torch.is_grad_enabled():
             raise RuntimeError(
                 "one of the variables needed for gradient computation has been modified by an "
                 f"inplace operation: a parameter {list(weight.shape)} of {ctx.options[0]} is at "
@@ -108,10 +109,10 @@ def _saved(ctx, registered: bool) -> tuple[Tensor | None, ...]:
 
 def _gradients(ctx, grads) -> tuple[list[Tensor | None], list[Tensor | None]]:
     """Gradients of (input, h0, c0) and of the parameters, in order."""
+    output, gates, cells, hn, input, batch_sizes, h0, c0, seed, *weights = _saved(ctx)
+    need_input, need_weights = ctx.needed
     # The operator can be traced and is differentiable again; the plain function is quicker.
     registered = torch.is_grad_enabled() or is_traced() or is_batched(grads)
-    output, gates, cells, hn, input, batch_sizes, h0, c0, seed, *weights = _saved(ctx, registered)
-    need_input, need_weights = ctx.needed
     op = torch.ops.fastseq.rnn_layer_backward if registered else backward
     of_input, of_h0, of_c0, *of_weights = op(
         *grads, output, gates, cells, hn, input, batch_sizes, h0, c0,

@@ -63,7 +63,9 @@ for _name, _implementation, _fake in (
     ("rnn_cell_backward", reference.rnn_cell_backward, _fake_cell_backward),
 ):
     register(_library, _name, _implementation, _fake)
-_library.impl("rnn_cell_backward", loop_over_batched(torch.ops.fastseq.rnn_cell_backward), "Batched")
+_library.impl(
+    "rnn_cell_backward", loop_over_batched(torch.ops.fastseq.rnn_cell_backward), "Batched"
+)
 _native = _extension.load()
 _backward = torch.ops.fastseq.rnn_cell_backward.default
 

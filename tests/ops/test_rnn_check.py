@@ -115,7 +115,7 @@ def test_cell_backward(position: int, change: Any, message: str, batch: int) -> 
 def test_cell_biases(batch: int) -> None:
     *given, b_ih, b_hh = step("GRU", batch, 4, 5, True, torch.float32)
     for biases in ((b_ih[:1], b_hh), (b_ih, b_hh[:1]), (b_ih, None), (b_ih[None], b_hh)):
-        with pytest.raises(RuntimeError, match="b_ih and b_hh must|both biases"):
+        with pytest.raises(RuntimeError, match=r"b_ih and b_hh must|both biases"):
             OPS.rnn_cell(*given, *biases, "GRU", False)
 
 
