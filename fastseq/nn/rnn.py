@@ -122,9 +122,7 @@ class _Recurrent(torch.nn.RNNBase):
             states = _permute(states, packed.restore)
         else:
             rows = (padded.transpose(0, 1) if self.batch_first else padded).flatten(0, 1)
-            output, states = self._layers(rows, None, states, weights)
-            # No view, as torch's output is none: detach_(), for one, takes no view.
-            output = torch.ops.aten._unsafe_view.default(output, (steps, batch, output.shape[1]))
+            output, states = self._layers(rows, None, states, weights, dense=(steps, batch))
             if self.batch_first:
                 output = output.transpose_(0, 1)
         if not batched:
@@ -232,10 +230,12 @@ class _Recurrent(torch.nn.RNNBase):
         states: States,
         weights: list[Any],
         inner: bool = False,
+        dense: tuple[int, int] | None = None,
     ) -> tuple[Tensor, States]:
         """All layers over packed rows (N, I): rows (N, D·P) and the final states.
 
-        ``inner``: the caller copies the rows before a user has them.
+        ``inner``: the caller copies the rows before a user has them. ``dense``: (T, B) for an
+        output of (T, B, D·P).
         """
         directions = 2 if self.bidirectional else 1
         each = len(weights) // (self.num_layers * directions)
@@ -257,19 +257,23 @@ class _Recurrent(torch.nn.RNNBase):
                 group[2::each] if self.bias else [],
                 group[3::each] if self.bias else [],
                 group[each - 1 :: each] if self.proj_size else [],
-                [getattr(self, name) for name in self._norm_names(layer)],
+                [getattr(self, n) for n in self._norm_names(layer)] if self.layer_norm else [],
                 mode=self.mode,
                 zoneout=zoneout,
                 recurrent_dropout=self.recurrent_dropout or 0.0,
                 training=self.training,
                 recompute=self.recompute,
                 inner=inner or layer < self.num_layers - 1,
+                dense=dense if layer == self.num_layers - 1 else None,
             )
             finals.append(final[: len(states)])
             rows = output
             if self.dropout and self.training and layer < self.num_layers - 1:
                 rows = F.dropout(output, self.dropout)
-        ends = tuple(final[0] if len(final) == 1 else torch.cat(final) for final in zip(*finals))
+        if len(finals) == 1:
+            ends = tuple(finals[0])
+        else:
+            ends = tuple([torch.cat(final) for final in zip(*finals)])
         if dtype is not None:
             output, ends = output.to(dtype), tuple(state.to(dtype) for state in ends)
         return output, ends
