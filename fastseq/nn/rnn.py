@@ -241,7 +241,7 @@ class _Recurrent(torch.nn.RNNBase):
         each = len(weights) // (self.num_layers * directions)
         dtype = self._autocast_dtype(batch_sizes is not None, states)
         zoneout = _extras.zoneout_pair(self.zoneout, self.mode)
-        finals = []
+        finals: list[list[Any]] = []
         for layer in range(self.num_layers):
             at = slice(layer * directions, (layer + 1) * directions)
             group = weights[at.start * each : at.stop * each]
