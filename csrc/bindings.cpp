@@ -146,8 +146,8 @@ private:
     a.T = (int64_t)sizes_.size();
     int64_t total = 0, last = a.B;
     for (const int64_t size : sizes_) {
-      TORCH_CHECK(size > 0 && size <= last, "fastseq: batch_sizes must be positive, not increase, "
-                                            "and start with the batch");
+      TORCH_CHECK(size >= 0 && size <= last, "fastseq: batch_sizes must not be negative, not "
+                                             "increase, and start with the batch");
       offsets_.push_back(total);
       total += size;
       last = size;

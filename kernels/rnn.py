@@ -46,7 +46,9 @@ class _Steps:
     ) -> "_Steps":
         if batch_sizes is None:
             return cls(None, rows // batch if batch else 0, batch, None, None)
-        steps = batch_sizes.numel()
+        sizes = [size for size in batch_sizes.tolist() if size]  # without steps that nobody has
+        steps = len(sizes)
+        batch_sizes = batch_sizes[:steps]
         # Kernels ask for times -2 … T + 1, which have no rows, and for the length of each sequence.
         ends = batch_sizes.cumsum(0)
         last = ends[-1:] if steps else ends.new_zeros(1)
@@ -57,7 +59,7 @@ class _Steps:
         )
         both = torch.cat([table, lengths]).to(device, non_blocking=True)
         offsets, lengths = both.split([table.numel(), batch])
-        return cls(batch_sizes.tolist(), steps, batch, offsets, lengths)
+        return cls(sizes, steps, batch, offsets, lengths)
 
     def longest(self, s: int) -> int:
         """Sequences that have an s-th step, each counting its own."""

@@ -124,11 +124,9 @@ class _Recurrent(torch.nn.RNNBase):
             states = _permute(states, packed.restore)
         else:
             rows = (padded.transpose(0, 1) if self.batch_first else padded).flatten(0, 1)
-            output, states = self._layers(rows, None, states, weights)
-            # Not a view: torch's output is none, and detach_() for one takes no view.
-            output = torch.ops.aten._unsafe_view.default(output, (steps, batch, output.shape[1]))
+            output, states = self._layers(rows, None, states, weights, dense=(steps, batch))
             if self.batch_first:
-                output = output.transpose(0, 1)
+                output = output.transpose_(0, 1)
         if not batched:
             output = output.squeeze(batch_dim)
             states = tuple(state.squeeze(1) for state in states)
@@ -205,15 +203,15 @@ class _Recurrent(torch.nn.RNNBase):
         ):
             return False
         # Generators would take longer.
+        for w in weights:
+            if w is None or w.dtype not in wanted or w.device != device:
+                return False
         for state, width in zip(states, widths):
             if (
                 state.shape != (count, batch, width)
                 or state.dtype not in wanted
                 or state.device != device
             ):
-                return False
-        for w in weights:
-            if w is None or w.dtype not in wanted or w.device != device:
                 return False
         return True
 
@@ -234,10 +232,12 @@ class _Recurrent(torch.nn.RNNBase):
         states: States,
         weights: list[Any],
         inner: bool = False,
+        dense: tuple[int, int] | None = None,
     ) -> tuple[Tensor, States]:
         """All layers over packed rows (N, I): rows (N, D·P) and the final states.
 
-        ``inner``: the caller copies the rows before a user has them.
+        ``inner``: the caller copies the rows before a user has them. ``dense``: (T, B) for an
+        output of (T, B, D·P).
         """
         if not (has_kernels(rows.device.type) or is_traced() or self._has_options()):
             return self._torchs_layers(rows, batch_sizes, states, weights)
@@ -245,7 +245,7 @@ class _Recurrent(torch.nn.RNNBase):
         each = len(weights) // (self.num_layers * directions)
         dtype = self._autocast_dtype(batch_sizes is not None, states)
         zoneout = _extras.zoneout_pair(self.zoneout, self.mode)
-        finals = []
+        finals: list[list[Any]] = []
         for layer in range(self.num_layers):
             at = slice(layer * directions, (layer + 1) * directions)
             group = weights[at.start * each : at.stop * each]
@@ -261,19 +261,23 @@ class _Recurrent(torch.nn.RNNBase):
                 group[2::each] if self.bias else [],
                 group[3::each] if self.bias else [],
                 group[each - 1 :: each] if self.proj_size else [],
-                [getattr(self, name) for name in self._norm_names(layer)],
+                [getattr(self, n) for n in self._norm_names(layer)] if self.layer_norm else [],
                 mode=self.mode,
                 zoneout=zoneout,
                 recurrent_dropout=self.recurrent_dropout or 0.0,
                 training=self.training,
                 recompute=self.recompute,
                 inner=inner or layer < self.num_layers - 1,
+                dense=dense if layer == self.num_layers - 1 else None,
             )
             finals.append(final[: len(states)])
             rows = output
             if self.dropout and self.training and layer < self.num_layers - 1:
                 rows = F.dropout(output, self.dropout)
-        ends = tuple(final[0] if len(final) == 1 else torch.cat(final) for final in zip(*finals))
+        if len(finals) == 1:
+            ends = tuple(finals[0])
+        else:
+            ends = tuple([torch.cat(final) for final in zip(*finals)])
         if dtype is not None:
             output, ends = output.to(dtype), tuple(state.to(dtype) for state in ends)
         return output, ends

@@ -18,6 +18,7 @@ from .rnn_sequence import LN_EPS, fake_sequence, split_biases
 from .traced import is_traced, plain_autograd_only
 from .vmap import is_batched, loop_over, loop_over_batched, vmap_layer
 
+_unsafe_view = torch.ops.aten._unsafe_view.default
 _library = torch.library.Library("fastseq", "FRAGMENT")
 _PARAMETERS = (
     "Tensor input, Tensor? batch_sizes, Tensor h0, Tensor? c0, Tensor[] w_ih, Tensor[] w_hh, "
@@ -83,20 +84,21 @@ def _save(ctx, states, lists, seed, options, results, unread=()) -> None:
     weights = [w for part in lists for w in part]
     ctx.set_materialize_grads(False)
     ctx.options, ctx.lengths = options, [len(part) for part in lists]
-    ctx.needed = states[0].requires_grad, any([w.requires_grad for w in weights])
+    ctx.needed = states[0].requires_grad, torch._C._any_requires_grad(*weights)
     ctx.unread = [(i, weights[i], weights[i]._version) for i in unread]
     for i in unread:
         weights[i] = None
     ctx.save_for_backward(output, *saved, *states, seed, *weights)
 
 
-def _saved(ctx, registered: bool) -> tuple[Tensor | None, ...]:
+def _saved(ctx) -> Sequence[Tensor | None]:
+    """What was kept; if second derivatives may follow, as it was then."""
     saved = ctx.saved_tensors
     if not ctx.unread:
         return saved
     saved, first = list(saved), len(saved) - sum(ctx.lengths)
     for i, weight, version in ctx.unread:
-        if registered and weight._version != version:
+        if weight._version != version and torch.is_grad_enabled():
             raise RuntimeError(
                 "one of the variables needed for gradient computation has been modified by an "
                 f"inplace operation: a parameter {list(weight.shape)} of {ctx.options[0]} is at "
@@ -108,13 +110,16 @@ def _saved(ctx, registered: bool) -> tuple[Tensor | None, ...]:
 
 def _gradients(ctx, grads) -> tuple[list[Tensor | None], list[Tensor | None]]:
     """Gradients of (input, h0, c0) and of the parameters, in order."""
+    output, gates, cells, hn, input, batch_sizes, h0, c0, seed, *weights = _saved(ctx)
+    need_input, need_weights = ctx.needed
+    grad_output, *of_states = grads
+    if grad_output is not None and grad_output.dim() == 3:
+        grad_output = grad_output.reshape(output.shape)
     # The operator can be traced and is differentiable again; the plain function is quicker.
     registered = torch.is_grad_enabled() or is_traced() or is_batched(grads)
-    output, gates, cells, hn, input, batch_sizes, h0, c0, seed, *weights = _saved(ctx, registered)
-    need_input, need_weights = ctx.needed
     op = torch.ops.fastseq.rnn_layer_backward if registered else backward
     of_input, of_h0, of_c0, *of_weights = op(
-        *grads, output, gates, cells, hn, input, batch_sizes, h0, c0,
+        grad_output, *of_states, output, gates, cells, hn, input, batch_sizes, h0, c0,
         *_unflatten(weights, ctx.lengths), seed, *ctx.options, need_input, need_weights,
     )  # fmt: skip
     return (
@@ -153,18 +158,19 @@ class _EagerLayer(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, lengths, options, inner, input, batch_sizes, h0, c0, seed, *weights):
+    def forward(ctx, lengths, options, inner, dense, input, batch_sizes, h0, c0, seed, *weights):
         lists = _unflatten(weights, lengths)
         output, *others = forward(input, batch_sizes, h0, c0, *lists, seed, *options, True)
         unread = _unread(lengths, options, input.requires_grad)
         _save(ctx, (input, batch_sizes, h0, c0), lists, seed, options, (output, *others), unread)
-        # The caller may change its output in place, and backward reads its own.
-        return output if inner else output.clone(), *others[:2]
+        if not inner:  # the caller may change its output in place, and backward reads its own
+            output = (output.view(*dense, output.shape[1]) if dense else output).clone()
+        return output, *others[:2]
 
     @staticmethod
     def backward(ctx, *grads):
         (of_input, of_h0, of_c0), of_weights = _gradients(ctx, grads)
-        return (None, None, None, of_input, None, of_h0, of_c0, None, *of_weights)
+        return (None, None, None, None, of_input, None, of_h0, of_c0, None, *of_weights)
 
 
 def _differentiable_layer(
@@ -270,6 +276,11 @@ _library.impl(
 )
 
 
+def _shaped(output: Tensor, dense: tuple[int, int] | None) -> Tensor:
+    """Rows that nobody else holds as (T, B, width): no view, which detach_() would refuse."""
+    return output if dense is None else _unsafe_view(output, (*dense, output.shape[1]))
+
+
 def rnn_layer(
     input: Tensor,
     batch_sizes: Tensor | None,
@@ -289,6 +300,7 @@ def rnn_layer(
     recompute: bool = False,
     seed: Tensor | None = None,
     inner: bool = False,
+    dense: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """One recurrent layer, one or both directions, over packed rows.
 
@@ -307,18 +319,20 @@ def rnn_layer(
         recompute: keep only states for backward and compute the gates anew.
         seed: int64 scalar on the CPU for the random masks; None draws it from torch's generator.
         inner: nobody changes the output in place, which backward may then share.
+        dense: (T, B) for an output of (T, B, D·P), which is no view.
 
     Returns:
-        output (N, D·P), h_n (D, B, P), and c_n (D, B, H), None unless LSTM. All floating tensors
-        share one dtype: float64, float32, bfloat16 or float16.
+        output (N, D·P), or as ``dense`` says, h_n (D, B, P), and c_n (D, B, H), None unless LSTM.
+        All floating tensors share one dtype: float64, float32, bfloat16 or float16.
     """
     if seed is None and training and (recurrent_dropout > 0 or max(zoneout) > 0):
         seed = torch.randint(2**62, (), dtype=torch.int64)
     if plain_autograd_only():
-        return _differentiable_layer(
+        output, *ends = _differentiable_layer(
             input, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, ln, seed,
             mode, list(zoneout), recurrent_dropout, training, recompute,
         )  # fmt: skip
+        return _shaped(output, dense), *ends
     if autocasting(input.device.type):
         dtype = torch.get_autocast_dtype(input.device.type)
         cast = lambda x: x.to(dtype) if x.dtype != torch.float64 else x  # noqa: E731
@@ -335,12 +349,13 @@ def rnn_layer(
         output, h_n, c_n, *_ = torch.ops.fastseq.rnn_layer(
             input, batch_sizes, h0, c0, *lists, seed, *options, save
         )
-        output = output.clone() if save and not inner else output
+        output = _shaped(output.clone() if save and not inner else output, dense)
     elif save:
         lengths = [len(part) for part in lists]
         output, h_n, c_n = _EagerLayer.apply(
-            lengths, options, inner, input, batch_sizes, h0, c0, seed, *weights
+            lengths, options, inner, dense, input, batch_sizes, h0, c0, seed, *weights
         )
     else:
         output, h_n, c_n, *_ = forward(input, batch_sizes, h0, c0, *lists, seed, *options, False)
+        output = _shaped(output, dense)
     return output, h_n, None if c0 is None else c_n

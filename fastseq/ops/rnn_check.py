@@ -61,8 +61,8 @@ def _rows(batch_sizes: Tensor | None, rows: int, batch: int, name: str) -> None:
     )
     sizes = batch_sizes.tolist()
     _require(
-        all(b >= a > 0 for a, b in zip(sizes, [batch, *sizes])),
-        "batch_sizes must be positive, not increase, and start with the batch",
+        all(b >= a >= 0 for a, b in zip(sizes, [batch, *sizes])),
+        "batch_sizes must not be negative, not increase, and start with the batch",
     )
     _require(sum(sizes) == rows, f"batch_sizes must sum to the rows of {name}, {rows}")
 

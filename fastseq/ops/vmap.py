@@ -31,7 +31,7 @@ def loop_over(op):
 
 def is_batched(tensors) -> bool:
     """Whether autograd runs backward for many gradients at once (``is_grads_batched``)."""
-    return any([x is not None and _is_legacy(x) for x in tensors])
+    return any(map(_is_legacy, [x for x in tensors if x is not None]))
 
 
 def loop_over_batched(op):

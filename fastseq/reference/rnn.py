@@ -34,7 +34,7 @@ def rows_of(batch_sizes: Tensor | None, num_rows: int, batch: int) -> Rows:
     if batch_sizes is None:
         sizes = [batch] * (num_rows // batch if batch else 0)
     else:
-        sizes = batch_sizes.tolist()
+        sizes = [size for size in batch_sizes.tolist() if size]  # no steps that nobody has
     offsets = [0]
     for size in sizes:
         offsets.append(offsets[-1] + size)

@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import fastseq
 from tests.nn.oracle import BATCH, HIDDEN, INPUT, LAYERS, LENGTHS, STEPS, padded, pair, states
@@ -56,13 +57,49 @@ def test_as_torch_packed(name: str, batch_first: bool, lengths: list[int], hx: b
         torch.tensor(LENGTHS),
         torch.tensor(LENGTHS, dtype=torch.int32),
         torch.tensor(LENGTHS, dtype=torch.uint8),
+        torch.tensor(LENGTHS, dtype=torch.float64),
+        [n + 0.5 for n in LENGTHS],
+        np.array(LENGTHS),
+        [np.int64(n) for n in LENGTHS],
+        [torch.tensor(n) for n in LENGTHS],
     ],
-    ids=["tuple", "int64", "int32", "uint8"],
+    ids=["tuple", "int64", "int32", "uint8", "float", "rounded", "array", "numpy", "scalars"],
 )
 def test_kinds_of_lengths(lengths: Any) -> None:
     module = fastseq.GRU(INPUT, HIDDEN)
     x = padded(module)
+    # Whatever torch makes integers of: it cuts off what is behind the point.
+    taken = pack_padded_sequence(x, lengths, enforce_sorted=False)
+    assert torch.equal(taken.batch_sizes, pack_padded_sequence(x, LENGTHS, False, False)[1])
     assert torch.equal(module(x, lengths=lengths)[0], module(x, lengths=LENGTHS)[0])
+
+
+@pytest.mark.parametrize("lengths", [[True] * BATCH, torch.ones(BATCH, dtype=torch.bool)])
+def test_truth_values_as_lengths_are_ones(lengths: Any) -> None:
+    """As to torch's packing; a mask of two dimensions is refused by both."""
+    module = fastseq.GRU(INPUT, HIDDEN)
+    x = padded(module)
+    assert pack_padded_sequence(x, lengths).batch_sizes.tolist() == [BATCH]
+    assert torch.equal(module(x, lengths=lengths)[0], module(x, lengths=[1] * BATCH)[0])
+    with pytest.raises(RuntimeError, match="should be a 1D CPU int64 tensor"):
+        module(x, lengths=torch.ones(BATCH, STEPS, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("sizes", [[3, 2, 0], [3, 0, 0], [0]], ids=str)
+def test_packed_steps_that_nobody_has(name: str, sizes: list[int]) -> None:
+    """batch_sizes may end in zeros: torch computes."""
+    found = []
+    for module in pair(name, INPUT, HIDDEN, 2, bidirectional=True, dtype=torch.float64):
+        torch.manual_seed(0)
+        data = torch.randn(sum(sizes), INPUT, dtype=torch.float64, requires_grad=True)
+        packed, state = module(PackedSequence(data, torch.tensor(sizes)))
+        assert packed.batch_sizes.tolist() == sizes
+        ends = state if name == "LSTM" else (state,)
+        total = packed.data.sum() + sum(end.pow(2).sum() for end in ends)
+        grads = torch.autograd.grad(total, [data, *module.parameters()])
+        found.append([packed.data, *ends, *grads])
+    torch.testing.assert_close(*found)
 
 
 def test_unbatched_and_empty() -> None:

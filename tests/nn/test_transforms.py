@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.checkpoint import checkpoint
 
 import fastseq
@@ -143,3 +145,76 @@ def test_forward_mode_and_per_sample_gradients(name: str) -> None:
             torch.testing.assert_close(each[n][i], grad)
     _, along = torch.func.jvp(lambda e: loss(parameters, e), (x[0],), (tangent,))
     torch.testing.assert_close(along, (derivative(x[0]) * tangent).sum())
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("form", ["plain", "unbatched", "states", "packed"])
+@pytest.mark.parametrize("name", LAYERS + CELLS)
+def test_tangents(name: str, form: str, frozen: bool) -> None:
+    """Forward mode gives torch's tangents, of every input, whether or not parameters learn."""
+    if form == "packed" and name in CELLS:
+        pytest.skip("cells take no packed input")
+    found = []
+    for module in pair(name, INPUT, HIDDEN, dtype=torch.float64):
+        module.requires_grad_(not frozen)
+        torch.manual_seed(0)
+        cell, lead = name in CELLS, () if form == "unbatched" else (3,)
+        x = torch.randn(*(() if cell else (4,)), *lead, INPUT, dtype=torch.float64)
+        h = torch.randn(*(() if cell else (1,)), *lead, HIDDEN, dtype=torch.float64)
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(x, torch.randn_like(x))
+            hx: Any = None
+            if form == "states":
+                duals = [forward_ad.make_dual(h * n, torch.randn_like(h)) for n in (1, 2)]
+                hx = tuple(duals) if "LSTM" in name else duals[0]
+            given: Any = dual
+            if form == "packed":
+                given = PackedSequence(dual.flatten(0, 1)[:7], torch.tensor([3, 2, 1, 1]))
+            outputs = tensors(module(given, hx))
+            found.append([forward_ad.unpack_dual(y).tangent for y in outputs])
+        assert all(tangent is not None for tangent in found[-1])
+    torch.testing.assert_close(*found)
+
+
+def test_tangents_never_go_lost_in_the_operator() -> None:
+    """Called by itself it has none to give, and says so."""
+    x, h = torch.randn(2, 3), torch.randn(2, 4)
+    weights = [torch.randn(4, 3), torch.randn(4, 4), torch.randn(4), torch.randn(4)]
+    with forward_ad.dual_level(), pytest.raises((RuntimeError, NotImplementedError), match="jvp"):
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        torch.ops.fastseq.rnn_cell(dual, h, None, *weights, "RNN_TANH", False)
+
+
+@pytest.mark.parametrize("config", [{}, {"num_layers": 2, "bidirectional": True}], ids=str)
+@pytest.mark.parametrize("name", LAYERS + CELLS)
+def test_batched_gradients(name: str, config: dict[str, Any]) -> None:
+    """is_grads_batched=True and jacobian(vectorize=True): many upstream gradients at once."""
+    if config and name in CELLS:
+        pytest.skip("cells have one layer")
+    module = getattr(fastseq.nn, name)(3, 4, dtype=torch.float64, **config)
+    x = torch.randn(*((2, 3) if name in CELLS else (3, 2, 3)), dtype=torch.float64)
+
+    def call(x: Tensor) -> Tensor:
+        return tensors(module(x))[0]
+
+    jacobian = torch.autograd.functional.jacobian
+    torch.testing.assert_close(jacobian(call, x, vectorize=True), jacobian(call, x))
+    output = call(x.requires_grad_())
+    upstream = torch.randn(5, *output.shape, dtype=torch.float64)
+    wanted = [x, *(p for n, p in module.named_parameters() if name in LAYERS or "_hh" not in n)]
+    together = torch.autograd.grad(output, wanted, upstream, True, is_grads_batched=True)
+    for i, one in enumerate(upstream):
+        each = torch.autograd.grad(output, wanted, one, retain_graph=True)
+        torch.testing.assert_close([g[i] for g in together], list(each))
+
+
+def test_batched_gradients_of_gradients() -> None:
+    """A Hessian, vectorized: rows at once of the gradient's own gradient."""
+    module = fastseq.GRU(2, 3, dtype=torch.float64)
+    x = torch.randn(2, 1, 2, dtype=torch.float64)
+
+    def loss(x: Tensor) -> Tensor:
+        return module(x)[0].pow(2).sum()
+
+    hessian = torch.autograd.functional.hessian
+    torch.testing.assert_close(hessian(loss, x, vectorize=True), hessian(loss, x))

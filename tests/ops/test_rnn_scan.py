@@ -91,3 +91,15 @@ def test_other_devices_fall_back_to_plain_pytorch() -> None:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(
             f"fastseq::{name}", "CompositeExplicitAutograd"
         )
+
+
+@pytest.mark.parametrize("mode", list(reference.GATES))
+def test_steps_without_rows(mode: str) -> None:
+    """batch_sizes that end in zeros give what they give without."""
+    options = dict(OPTIONS, cell=mode, training=True, zoneout=[0.0, 0.0], save=True)
+    gates, sizes, *rest = arguments(mode, layer_norm=True, masked=True, packed=True)
+    longer = torch.cat([sizes, torch.zeros(2, dtype=torch.int64)])
+    for scan in (torch.ops.fastseq.rnn_scan, reference.rnn_scan):
+        ours, plain = gates.clone(), gates.clone()
+        results = scan(ours, longer, *rest, **options)
+        torch.testing.assert_close((ours, *results), (plain, *scan(plain, sizes, *rest, **options)))
