@@ -107,14 +107,16 @@ def attention_forward(
     """
     _check(module, attention_mask, kwargs)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    top_left = False
+    bottom_right = False
     if attention_mask is None:
-        causal = query.shape[2] > 1 and causal
+        if query.shape[2] == 1:
+            causal = False
+        elif causal and query.shape[2] != key.shape[2]:
+            bottom_right = True
     elif _is_full(attention_mask):
         causal, attention_mask = False, None
     elif _is_causal(attention_mask, query.shape[2], key.shape[2]):
-        causal = top_left = True
-        attention_mask = None
+        causal, attention_mask = True, None
     else:
         causal = False
         while attention_mask.dim() < 4:
@@ -124,7 +126,7 @@ def attention_forward(
     query, key, value = _same_batch(query, key, value, attention_mask)
     out, lse = attention(
         query, key, value, _merge(attention_mask, position_bias),
-        scale=scaling, window=(-1, 0 if causal else -1), bottom_right=not top_left,
+        scale=scaling, window=(-1, 0 if causal else -1), bottom_right=bottom_right,
         softcap=softcap or 0.0, dropout_p=dropout,
     )  # fmt: skip
     if s_aux is not None:

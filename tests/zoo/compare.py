@@ -46,7 +46,6 @@ class _NotBuilt(Exception):
 
 def examine(model_type: str) -> Outcome:
     """Builds the type's most telling class that runs, and compares."""
-    _quiet()
     huggingface.register()
     calls = _counted()
     try:
@@ -83,7 +82,8 @@ def examine(model_type: str) -> Outcome:
     return Outcome(model_type, name, outcome, error, note)
 
 
-def _quiet() -> None:
+def quiet() -> None:
+    """For a process that does nothing else."""
     os.environ["TRANSFORMERS_VERBOSITY"] = "critical"
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")

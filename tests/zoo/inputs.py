@@ -81,10 +81,7 @@ def candidates(model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
                 yield {name: sound}
                 yield words | {name: sound}
     yield from _series(model)
-    patches = _patches(model)
-    if patches is not None:
-        yield patches
-        yield patches | {"merge_sizes": torch.tensor([2, 2])}
+    yield from _patches(model)
     hidden = _first(model.config, ("hidden_size", "d_model", "encoder_hidden_size"), 64)
     for name in ("inputs_embeds", "hidden_states"):
         if name in parameters:
@@ -92,17 +89,18 @@ def candidates(model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
             yield {name: torch.randn(TOKENS, hidden)}
 
 
-def _patches(model: PreTrainedModel) -> dict[str, Tensor] | None:
+def _patches(model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
     """Two pictures of 4 by 4 patches in a row, for encoders of pictures of any size."""
     parameters = list(inspect.signature(model.forward).parameters)
     if "grid_thw" not in parameters:
-        return None
+        return
     config = model.config
     patch = _first(config, ("patch_size", "spatial_patch_size"), 14)
-    depth = _first(config, ("temporal_patch_size",), 1)
     channels = _first(config, ("in_channels", "in_chans", "num_channels"), 3)
-    rows = torch.randn(2 * 16, channels * depth * patch * patch)
-    return {parameters[0]: rows, "grid_thw": torch.tensor([[1, 4, 4], [1, 4, 4]])}
+    for depth in (_first(config, ("temporal_patch_size",), 1), 1, 2):
+        rows = torch.randn(2 * 16, channels * depth * patch * patch)
+        call = {parameters[0]: rows, "grid_thw": torch.tensor([[1, 4, 4], [1, 4, 4]])}
+        yield call | ({"merge_sizes": torch.tensor([2, 2])} if "merge_sizes" in parameters else {})
 
 
 def _series(model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:

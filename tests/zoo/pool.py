@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
-from .compare import CRASHED, NOT_BUILT, TOO_LONG, Outcome, examine
+from .compare import CRASHED, NOT_BUILT, TOO_LONG, Outcome, examine, quiet
 
 
 def examined(wanted: list[str], jobs: int, seconds: float) -> Iterator[Outcome]:
     """Outcomes as they come; a process each, forked from one that has everything imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.zoo.compare"])
+    context.set_forkserver_preload(["tests.zoo.pool"])
     waiting = list(reversed(wanted))
     running: dict[Connection, tuple[str, BaseProcess, float]] = {}
     while waiting or running:
@@ -43,6 +43,7 @@ def examined(wanted: list[str], jobs: int, seconds: float) -> Iterator[Outcome]:
 
 
 def _work(kind: str, sender: Connection) -> None:
+    quiet()
     try:
         outcome = examine(kind)
     except Exception as error:

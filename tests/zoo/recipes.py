@@ -21,7 +21,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "codegen": {"rotary_dim": 8},
     "gptj": {"rotary_dim": 8},
     "esm": {"vocab_size": 100, "mask_token_id": 3, "pad_token_id": 1},
-    "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},
+    "gpt_neo": {
+        "num_layers": 2,
+        "attention_types": [[["global", "local"], 1]],
+        "attention_layers": ["global", "local"],
+    },
     "xlnet": {"d_model": 64, "n_head": 4, "d_head": 16},
     "xmod": {"default_language": "en_XX"},
     "mistral4": {"head_dim": 32, "qk_head_dim": 32},
