@@ -113,17 +113,17 @@ static void write_row(const Args& a, const ScoreUnit<A>& unit, int64_t at, A lar
                       A log_total) {
   const bool none = total == 0; // it sees no key; NaN goes on
   ((A*)a.lse)[at] = none ? (A)-__builtin_inf() : (A)(largest * unit.natural + log_total);
-  if (!a.peak) return;
-  ((A*)a.peak)[at] = none ? (A)__builtin_inf() : largest;
-  ((A*)a.share)[at] = none ? 0 : 1 / total;
+  if (!a.norm) return;
+  ((A*)a.norm)[2 * at] = none ? (A)__builtin_inf() : largest;
+  ((A*)a.norm)[2 * at + 1] = none ? 0 : 1 / total;
 }
 
 // The same numbers; from the log-sum-exp where it came alone.
 template <class A>
 static void read_row(const AttentionArgs& a, const ScoreUnit<A>& unit, int64_t at, A* peak,
                      A* share) {
-  if (a.peak) {
-    *peak = ((const A*)a.peak)[at], *share = ((const A*)a.share)[at];
+  if (a.norm) {
+    *peak = ((const A*)a.norm)[2 * at], *share = ((const A*)a.norm)[2 * at + 1];
     return;
   }
   const A lse = ((const A*)a.lse)[at];
