@@ -235,15 +235,28 @@ Tensor empty_norm(const Tensor& q) {
   return at::empty({q.size(0), q.size(1), q.size(2), 2}, q.options().dtype(acc_type(q)));
 }
 
-// That which is given; or, where a few queries' scores were added up in another order than here,
-// made again: weights would not sum to 1.
+// Whether weights show in which order the products of their scores were added up: the largest
+// scores, which lse and norm tell, are far from 0.
+template <class A>
+bool shows_order(const AttentionArgs& a) {
+  for (int64_t i = 0; i < a.B * a.Hq * a.Sq; ++i) {
+    const A largest = ((const A*)a.lse)[i] + std::log(((const A*)a.norm)[2 * i + 1]);
+    if (std::abs(largest) > 6 && std::isfinite(largest)) return true;
+  }
+  return false;
+}
+
+// Takes lse and norm. Those of a few queries come from products that were added up in another order
+// than here: where that shows, norm is made again.
 void take_norm(Arguments& arguments, AttentionArgs& a, const Tensor& lse,
                const OptionalTensor& norm, const Tensor& q) {
   const std::vector<int64_t> shape{q.size(0), q.size(1), q.size(2), 2};
   const at::IntArrayRef pairs(shape);
-  a.lse = const_cast<void*>(arguments.contiguous(lse, "lse", pairs.slice(0, 3), acc_type(q)));
-  if (norm) a.norm = const_cast<void*>(arguments.contiguous(*norm, "norm", pairs, acc_type(q)));
+  const auto dtype = acc_type(q);
+  a.lse = const_cast<void*>(arguments.contiguous(lse, "lse", pairs.slice(0, 3), dtype));
+  if (norm) a.norm = const_cast<void*>(arguments.contiguous(*norm, "norm", pairs, dtype));
   if (!few_queries(a)) return;
+  if (norm && !(dtype == at::kDouble ? shows_order<double>(a) : shows_order<float>(a))) return;
   a.norm = arguments.keep(empty_norm(q)).mutable_data_ptr();
   AttentionArgs again = a;
   again.lse = arguments.keep(at::empty_like(lse)).mutable_data_ptr();

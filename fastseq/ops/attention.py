@@ -276,7 +276,7 @@ def attention(
         window: how many keys to the left and right of its own a query sees; -1 for all. Causal is
             (-1, 0). A query's own key is the one of its index, or, ``bottom_right``, the one as far
             from the last key as the query from the last query.
-        softcap: s becomes softcap·tanh(s/softcap); 0 for none.
+        softcap: s becomes softcap·tanh(s/softcap); 0 and infinity for none.
         alibi_slopes: (Hq,) or (B, Hq); the score loses slope·|distance|, bottom-right.
         cu_seqlens_q, cu_seqlens_k: (B+1,) int32 bounds of the sequences in one packed row of tokens
             (then q is (1, Hq, total, D)), with max_seqlen_q and max_seqlen_k.
@@ -284,7 +284,8 @@ def attention(
 
     Returns:
         out (B, Hq, Sq, Dv) and the log-sum-exp of the scores (B, Hq, Sq). A query that sees no key
-        gets zeros, and -inf.
+        gets zeros, and -inf. NaN and infinities come out as from torch; of keys that a mask or a
+        window hides they may (0 times NaN), of another sequence's tokens they never do.
     """
     q, k, v = autocast(q, k, v)
     if dropout_p > 0 and seed is None:
