@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../attention_args.h"
+#include "product.h"
 #include "vec_math.h"
 
 namespace {
