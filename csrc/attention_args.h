@@ -27,7 +27,7 @@ struct AttentionArgs {
   int64_t B, Hq, Hk, Sq, Sk, D, Dv; // Sq and Sk: with cu_seqlens, all tokens of the one row
   Tokens q, k, v, out;
   void* lse;           // (B, Hq, Sq) acc, contiguous
-  void *peak, *share;  // as lse: a row's largest score, and the weight that it gets; or null
+  void* norm;          // (B, Hq, Sq, 2) acc: a row's largest score, and the weight it has; or null
   const int32_t* cu_q; // (B + 1) bounds of the sequences, or null
   const int32_t* cu_k;
   Mask mask;
@@ -61,7 +61,7 @@ struct DecodeArgs {
   Tokens q, out;
   Tokens k, v;            // batch: the stride of a page where there is a table
   void* lse;              // (B, Hq, Sq) acc, contiguous
-  void *peak, *share;     // as lse, or null
+  void* norm;             // (B, Hq, Sq, 2) acc, or null
   const int32_t* lengths; // (B) keys of each sequence, or null where all have `length`
   int64_t length;
   const int32_t* table; // (B, table_width) pages, or null

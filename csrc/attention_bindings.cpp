@@ -219,7 +219,7 @@ DecodeArgs decode_of(const AttentionArgs& a) {
   d.dtype = a.dtype;
   d.B = a.B, d.Hq = a.Hq, d.Hk = a.Hk, d.Sq = a.Sq, d.D = a.D, d.Dv = a.Dv;
   d.q = a.q, d.k = a.k, d.v = a.v, d.out = a.out, d.lse = a.lse;
-  d.peak = a.peak, d.share = a.share;
+  d.norm = a.norm;
   d.length = a.Sk;
   d.mask = a.mask;
   d.alibi = a.alibi, d.alibi_batch = a.alibi_batch;
@@ -230,29 +230,36 @@ DecodeArgs decode_of(const AttentionArgs& a) {
   return d;
 }
 
-// What rows' weights are made from, (2, …) as lse: their peaks and shares.
+// What rows' weights are made from: their largest scores, and the weights of these.
 Tensor empty_norm(const Tensor& q) {
-  return at::empty({2, q.size(0), q.size(1), q.size(2)}, q.options().dtype(acc_type(q)));
-}
-void set_norm(AttentionArgs& a, void* norm, const Tensor& q) {
-  a.peak = norm;
-  a.share = (char*)norm + q.size(0) * q.size(1) * q.size(2) * c10::elementSize(acc_type(q));
+  return at::empty({q.size(0), q.size(1), q.size(2), 2}, q.options().dtype(acc_type(q)));
 }
 
-// Those that are given; or, where a few queries' scores were added up in another order than here,
-// made again: weights would not sum to 1.
+// Whether weights show in which order the products of their scores were added up: the largest
+// scores, which lse and norm tell, are far from 0.
+template <class A>
+bool shows_order(const AttentionArgs& a) {
+  for (int64_t i = 0; i < a.B * a.Hq * a.Sq; ++i) {
+    const A largest = ((const A*)a.lse)[i] + std::log(((const A*)a.norm)[2 * i + 1]);
+    if (std::abs(largest) > 4 && std::isfinite(largest)) return true;
+  }
+  return false;
+}
+
+// Takes lse and norm. Those of a few queries come from products that were added up in another order
+// than here: where that shows, norm is made again.
 void take_norm(Arguments& arguments, AttentionArgs& a, const Tensor& lse,
                const OptionalTensor& norm, const Tensor& q) {
-  const std::vector<int64_t> shape{2, q.size(0), q.size(1), q.size(2)};
-  const at::IntArrayRef both(shape);
-  a.lse = const_cast<void*>(arguments.contiguous(lse, "lse", both.slice(1), acc_type(q)));
-  if (norm)
-    set_norm(a, const_cast<void*>(arguments.contiguous(*norm, "norm", both, acc_type(q))), q);
+  const std::vector<int64_t> shape{q.size(0), q.size(1), q.size(2), 2};
+  const at::IntArrayRef pairs(shape);
+  const auto dtype = acc_type(q);
+  a.lse = const_cast<void*>(arguments.contiguous(lse, "lse", pairs.slice(0, 3), dtype));
+  if (norm) a.norm = const_cast<void*>(arguments.contiguous(*norm, "norm", pairs, dtype));
   if (!few_queries(a)) return;
-  const Tensor own = arguments.keep(empty_norm(q)), unused = arguments.keep(at::empty_like(lse));
-  set_norm(a, own.mutable_data_ptr(), q);
+  if (norm && !(dtype == at::kDouble ? shows_order<double>(a) : shows_order<float>(a))) return;
+  a.norm = arguments.keep(empty_norm(q)).mutable_data_ptr();
   AttentionArgs again = a;
-  again.lse = unused.mutable_data_ptr();
+  again.lse = arguments.keep(at::empty_like(lse)).mutable_data_ptr();
   again.Dv = 0;
   fastseq::kernels().attention_forward(&again);
 }
@@ -273,7 +280,7 @@ attention_forward(const Tensor& q, const Tensor& k, const Tensor& v, const Optio
   Tensor norm = empty_norm(q);
   a.out = result(out);
   a.lse = lse.mutable_data_ptr();
-  set_norm(a, norm.mutable_data_ptr(), q);
+  a.norm = norm.mutable_data_ptr();
   if (few_queries(a)) {
     const DecodeArgs d = decode_of(a);
     fastseq::kernels().attention_decode(&d);

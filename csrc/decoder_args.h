@@ -31,9 +31,9 @@ struct DecoderArgs {
   const int64_t* tokens; // (R, t)
   const float* words;    // (V, d)
   double word_scale, eps;
-  const float* places; // (positions, d), added; or null
-  const float* angles; // (2, positions, d/H/2), sines and cosines; or null
-  int64_t positions;   // of angles
+  const float* places;               // (positions, d), added; or null
+  const float* angles;               // (2, positions, d/H/2), sines and cosines; or null
+  int64_t positions;                 // of angles
   const NormWeights* embedding_norm; // or null
   const NormWeights* norms;          // in the order of their use
   const Packed* matrices;            // in the order of their use

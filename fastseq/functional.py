@@ -47,7 +47,7 @@ def scaled_dot_product_attention(
         scale: of the products; 1/√D by default.
         enable_gqa: Hk may divide Hq.
         window_size: keys to the left and to the right of its own that a query sees; -1 for all.
-        softcap: scores become softcap·tanh(score/softcap); 0 for none.
+        softcap: scores become softcap·tanh(score/softcap); 0 and infinity for none.
         alibi_slopes: (Hq,) or (B, Hq); scores lose slope·distance. Slopes that require a gradient
             get it through plain PyTorch, with a matrix of scores.
         return_lse: also return the log-sum-exp of the scores, (…, Hq, Sq).
@@ -105,7 +105,7 @@ def scaled_dot_product_attention(
         if len(leading) > 1:
             mask = mask.expand(*leading, *mask.shape[-3:]).flatten(0, -4)
     if extras:
-        number("softcap", softcap, 0)
+        number("softcap", softcap, 0, finite=False)
         check_slopes(alibi_slopes, q, q.shape[0], q.shape[1])
     out, lse = attention(
         q, k, v, mask, scale=scale, window=window(window_size, is_causal),
@@ -321,6 +321,6 @@ def _options(
         "dropout_p": number("dropout_p", dropout_p, 0, 1),
         "scale": None if softmax_scale is None else number("softmax_scale", softmax_scale),
         "window": window(window_size, causal),
-        "softcap": number("softcap", softcap, 0),
+        "softcap": number("softcap", softcap, 0, finite=False),
         "alibi_slopes": alibi_slopes,
     }

@@ -75,7 +75,7 @@ def flash_attn_with_kvcache(
     check_slopes(alibi_slopes, q, q.shape[0], q.shape[2])
     sides = window(window_size, causal)
     scale = None if softmax_scale is None else number("softmax_scale", softmax_scale)
-    number("softcap", softcap, 0)
+    number("softcap", softcap, 0, finite=False)
     new_tokens = _check_new(q, k_cache, v_cache, k, v)
     _check_rotary(q, rotary_cos, rotary_sin)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in floating):

@@ -28,8 +28,14 @@ def window(window_size: tuple[int, int], causal: bool) -> tuple[int, int]:
     return left, 0 if causal else right
 
 
-def number(name: str, value: float, low: float = -math.inf, high: float = math.inf) -> float:
-    """``value``, a finite number.
+def number(
+    name: str,
+    value: float,
+    low: float = -math.inf,
+    high: float = math.inf,
+    finite: bool = True,
+) -> float:
+    """``value``, a number.
 
     A tensor would lose its gradient without a word.
 
@@ -38,9 +44,10 @@ def number(name: str, value: float, low: float = -math.inf, high: float = math.i
     """
     if not isinstance(value, NUMBERS):
         raise TypeError(f"{name} should be a number, got {type(value).__name__}")
-    if not low <= value <= high or value in (math.inf, -math.inf):
+    if not low <= value <= high or (finite and value in (math.inf, -math.inf)):
         within = f" from {low:g} to {high:g}" if high < math.inf else " not below 0" * (low == 0)
-        raise ValueError(f"{name} should be a finite number{within}, got {value}")
+        kind = "finite number" if finite else "number"
+        raise ValueError(f"{name} should be a {kind}{within}, got {value}")
     return value
 
 

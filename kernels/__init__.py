@@ -60,7 +60,7 @@ def dropout_mask(*args: Any) -> Tensor:
     return dropout_mask(*args)
 
 
-def attention_forward(*args: Any) -> tuple[Tensor, Tensor]:
+def attention_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """``fastseq::attention_forward`` on CUDA; Triton is imported on the first call."""
     from .attention import attention_forward
 

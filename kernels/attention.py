@@ -129,7 +129,7 @@ def _common(
     bounds = [None if x is None else x.contiguous() for x in (cu_seqlens_q, cu_seqlens_k)]
     sq, sk = (max_seqlen_q, max_seqlen_k) if varlen else (q.shape[2], k.shape[2])
     return {
-        "q": q, "k": k, "v": v, "lse": lse, "norm": norm, "share": lse.numel(),
+        "q": q, "k": k, "v": v, "lse": lse, "norm": norm,
         "cu_q": bounds[0], "cu_k": bounds[1],
         **_strides(varlen, q=q, k=k, v=v, lse=lse),
         **_mask_values(None if varlen else mask), **_slopes_values(alibi_slopes),
@@ -188,7 +188,7 @@ def _norm(lse: Tensor, norm: Tensor | None, mask: Tensor | None) -> Tensor:
         return norm.contiguous()
     unit = 1.0 if mask is not None and mask.dtype != torch.bool else math.log2(math.e)
     blind = lse == -torch.inf
-    return torch.stack([(lse * unit).masked_fill(blind, torch.inf), (~blind).to(lse.dtype)])
+    return torch.stack([(lse * unit).masked_fill(blind, torch.inf), (~blind).to(lse.dtype)], -1)
 
 
 def attention_forward(
@@ -201,7 +201,7 @@ def attention_forward(
         return out, lse, _norm(lse, None, mask) if _serves(q, k) else norm
     q, k, v = (_dense_rows(x) for x in (q, k, v))
     lse = q.new_empty(q.shape[:3], dtype=torch.float32)
-    norm = lse.new_empty(2, *lse.shape)
+    norm = lse.new_empty(*lse.shape, 2)
     values = _common(q, k, v, lse, norm, mask, *context)
     out = _like(q, v.shape[3], values["VARLEN"])
     values |= {"out": out, **_strides(values["VARLEN"], out=out)}

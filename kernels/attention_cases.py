@@ -23,6 +23,7 @@ FEATURES: dict[str, dict[str, dict[str, Any]]] = {
         "window": {"window": (20, 3), "bottom_right": True, "grad_lse": False},
         "window ahead, softcap": {"window": (0, 40), "softcap": 2.0},
         "alibi of a sequence": {"alibi": 2, "window": (-1, 0), "bottom_right": True},
+        "large scores": {"size": 9},
         "negative scale": {"scale": -0.3, "window": (-1, 5)},
     },
     "mask": {
@@ -206,8 +207,8 @@ def arguments(case: Case, device: str) -> tuple[dict[str, Any], tuple[Any, ...],
     tensors = {
         "grad_out": new(rows, heads, sq, value_dim),
         "grad_lse": new(rows, heads, sq).float() if chosen.get("grad_lse", True) else None,
-        "q": new(rows, heads, sq, dim),
-        "k": new(rows, key_heads, sk, dim),
+        "q": new(rows, heads, sq, dim).mul_(chosen.get("size", 1)),
+        "k": new(rows, key_heads, sk, dim).mul_(chosen.get("size", 1)),
         "v": new(rows, key_heads, sk, value_dim),
         "mask": mask,
         "cu_seqlens_q": bounds[0],

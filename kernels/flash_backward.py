@@ -13,6 +13,7 @@ import triton.language as tl
 from .flash_tile import (
     RUNTIME,
     kept,
+    load_norm,
     load_rows,
     load_walked,
     power,
@@ -21,7 +22,6 @@ from .flash_tile import (
     store_rows,
     tiles_seen,
     walked,
-    weights,
 )
 
 
@@ -50,8 +50,8 @@ def attention_delta(
 
 @triton.jit
 def _absorb_queries(
-    dk, dv, keys, values, q, grad_out, norm, share, delta, q_s, grad_out_s, first_key, lengths,
-    window, form, draw,
+    dk, dv, keys, values, q, grad_out, norm, delta, q_s, grad_out_s, first_key, lengths, window,
+    form, draw,
     first, before, gap, count,  # tiles first …, of which ``gap`` are left out after ``before``
     D: tl.constexpr, DV: tl.constexpr, MASK: tl.constexpr, SOFTCAP: tl.constexpr,
     ALIBI: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
@@ -67,7 +67,10 @@ def _absorb_queries(
         queries = load_walked(q, start, sq, q_s, D, BM, BD, CHECK, INDEX, TMA)
         product = tl.dot(keys, tl.trans(queries), input_precision=PRECISION)
         s, t = scores(product, i, j, lengths, window, form, CHECK, SOFTCAP, ALIBI, MASK)
-        p = weights(s, norm + i, share, i < sq, MASK)
+        first_norm, second_norm = load_norm(norm, i, i < sq)
+        p = power(s - first_norm, MASK)
+        if queries.dtype == tl.float32 and not DROPOUT:
+            p *= second_norm  # 16 bits need it less, and with dropout registers are short
         dropped = p
         if DROPOUT:
             keep = tl.trans(kept(draw, start, first_key, BM, BN))
@@ -90,7 +93,7 @@ def attention_backward_keys(
     q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, grad_out_b, grad_out_h, grad_out_s, lse_b, lse_h,
     mask_b, mask_h, mask_q, mask_k, slopes_b,
     grad_k_b, grad_k_h, grad_k_s, grad_v_b, grad_v_h, grad_v_s,
-    share, sq, sk, left, right, scale, softcap, seed: tl.int64, threshold: tl.int64, keep_scale,
+    sq, sk, left, right, scale, softcap, seed: tl.int64, threshold: tl.int64, keep_scale,
     rows, quads, sizes,
     H,
     GROUP: tl.constexpr,  # bounds the loop around all others: unknown, it would cost registers
@@ -136,13 +139,13 @@ def attention_backward_keys(
         form = (scale, softcap, slope, mask_of, mask_q, mask_k)
         draw = (seed, threshold, keep_scale, (b * H + h) * rows, quads)
         dk, dv = _absorb_queries(
-            dk, dv, keys, values, queries_of, upstream_of, norm + sums, share, delta + sums, q_s,
+            dk, dv, keys, values, queries_of, upstream_of, norm + 2 * sums, delta + sums, q_s,
             grad_out_s, first_key, lengths, window, form, draw,
             full, 0, 0, full_end - full,
             D, DV, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, INDEX, BM, BN, BD, BDV, TMA, False,
         )  # fmt: skip
         dk, dv = _absorb_queries(
-            dk, dv, keys, values, queries_of, upstream_of, norm + sums, share, delta + sums, q_s,
+            dk, dv, keys, values, queries_of, upstream_of, norm + 2 * sums, delta + sums, q_s,
             grad_out_s, first_key, lengths, window, form, draw,
             first, full - first, full_end - full, full - first + end - full_end,
             D, DV, MASK, SOFTCAP, ALIBI, DROPOUT, PRECISION, INDEX, BM, BN, BD, BDV, TMA, True,
@@ -167,17 +170,16 @@ def gradient_of_scores(
     s, t = scores(product, i, j, lengths, window, form, CHECK, SOFTCAP, ALIBI, MASK)
     if DROPOUT:
         dp = tl.where(kept(draw, first_query, first_key, BM, BN), dp * draw[2], 0.0)
-    peak, share, delta = sums
-    return power(s - peak, MASK) * share * (dp - delta), t
+    first, second, delta = sums
+    return power(s - first, MASK) * second * (dp - delta), t
 
 
 @triton.jit
-def load_sums(norm, share, delta, first, sq, BM: tl.constexpr):
+def load_sums(norm, delta, first, sq, BM: tl.constexpr):
     """What a block of queries' weights are made from, both of its numbers; and delta."""
     i = first + tl.arange(0, BM)[:, None]
-    peak = tl.load(norm + i, mask=i < sq, other=float("inf"))
-    shares = tl.load(norm + share + i, mask=i < sq, other=0)
-    return peak, shares, tl.load(delta + i, mask=i < sq, other=0)
+    first, second = load_norm(norm, i, i < sq)
+    return first, second, tl.load(delta + i, mask=i < sq, other=0)
 
 
 @triton.jit
@@ -211,7 +213,7 @@ def attention_backward_queries(
     q, k, v, grad_out, norm, delta, mask, cu_q, cu_k, slopes, grad_q,
     q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, grad_out_b, grad_out_h, grad_out_s, lse_b, lse_h,
     mask_b, mask_h, mask_q, mask_k, slopes_b, grad_q_b, grad_q_h, grad_q_s,
-    share, sq, sk, left, right, scale, softcap, seed: tl.int64, threshold: tl.int64, keep_scale,
+    sq, sk, left, right, scale, softcap, seed: tl.int64, threshold: tl.int64, keep_scale,
     rows, quads, sizes,
     H, GROUP, D: tl.constexpr, DV: tl.constexpr,
     BOTTOM_RIGHT: tl.constexpr, VARLEN: tl.constexpr, MASK: tl.constexpr, SOFTCAP: tl.constexpr,
@@ -249,7 +251,7 @@ def attention_backward_queries(
     queries = load_rows(q, first_query, sq, q_s, D, BM, BD, True, INDEX)
     upstream = load_rows(grad_out, first_query, sq, grad_out_s, DV, BM, BDV, True, INDEX)
     at = b * lse_b + h * lse_h + start_q
-    sums = load_sums(norm + at, share, delta + at, first_query, sq, BM)
+    sums = load_sums(norm + 2 * at, delta + at, first_query, sq, BM)
     dq = tl.zeros([BM, BD], dtype=tl.float32)
     dq = _absorb_keys(
         dq, queries, upstream, sums, keys, values, k_s, v_s, first_query, lengths, window, form,

@@ -53,7 +53,7 @@ def attention_forward(
     q, k, v, out, lse, norm, mask, cu_q, cu_k, slopes,
     q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, out_b, out_h, out_s, lse_b, lse_h,
     mask_b, mask_h, mask_q, mask_k, slopes_b,
-    share, sq, sk, left, right, scale, softcap, seed: tl.int64, threshold: tl.int64, keep_scale,
+    sq, sk, left, right, scale, softcap, seed: tl.int64, threshold: tl.int64, keep_scale,
     rows, quads,  # of a head and of a query, in dropout's counters
     sizes,  # for the tuner alone
     H, GROUP, D: tl.constexpr, DV: tl.constexpr,
@@ -109,4 +109,4 @@ def attention_forward(
     store_rows(out, acc, first_query, sq, out_s, DV, BM, BDV, INDEX)
     i = first_query + tl.arange(0, BM)
     at = b * lse_b + h * lse_h + start_q + i
-    store_sums(lse + at, norm + at, share, m, l, i < sq, MASK)
+    store_sums(lse, norm, at, m, l, i < sq, MASK)

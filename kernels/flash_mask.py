@@ -18,7 +18,7 @@ def attention_backward_mask(
     grad_mask,  # (parts, *mask.shape)
     q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, grad_out_b, grad_out_h, grad_out_s, lse_b, lse_h,
     mask_b, mask_h, mask_q, mask_k, slopes_b,
-    share, B, sq, sk, left, right, scale, softcap, seed: tl.int64, threshold: tl.int64, keep_scale,
+    B, sq, sk, left, right, scale, softcap, seed: tl.int64, threshold: tl.int64, keep_scale,
     rows, quads, sizes, parts,
     H, GROUP, D: tl.constexpr, DV: tl.constexpr,
     # Which dimensions of the mask are 1 and stand for more.
@@ -75,7 +75,7 @@ def attention_backward_mask(
                 v_s, DV, PRECISION, INDEX, BM, BN, BK,
             )  # fmt: skip
             at = b * lse_b + h * lse_h
-            sums = load_sums(norm + at, share, delta + at, first_query, sq, BM)
+            sums = load_sums(norm + 2 * at, delta + at, first_query, sq, BM)
             ds, _t = gradient_of_scores(
                 product, dp, sums, first_query, first_key, lengths, window, form, draw,
                 MASK, SOFTCAP, ALIBI, DROPOUT, BM, BN, True,

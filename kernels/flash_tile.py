@@ -17,7 +17,7 @@ from .elementary import tanh
 # Numbers that differ from call to call or from model to model: not worth a kernel each.
 RUNTIME = (
     "sq", "sk", "left", "right", "seed", "threshold", "rows", "quads", "sizes", "H", "GROUP",
-    "lse_b", "lse_h", "share",
+    "lse_b", "lse_h",
 )  # fmt: skip
 LOG2E = tl.constexpr(1.4426950408889634)
 LEFT_OUT = tl.constexpr(-2.3e38)  # as in the reference: such a mask leaves the key out
@@ -176,20 +176,24 @@ def power(s, MASK: tl.constexpr):
 
 
 @triton.jit
-def weights(s, norm, share, present, MASK: tl.constexpr):
-    """Weights from scores: each row's largest score is at ``norm``, and ``share`` after it one over
-    the sum of the weights over that. Neither is a rounded sum of a large number and a small one."""
-    peak = tl.load(norm, mask=present, other=float("inf"))
-    return power(s - peak, MASK) * tl.load(norm + share, mask=present, other=0)
+def load_norm(norm, at, present):
+    """Of rows: weights are power(s - the first) times the second, which is 1 but for rounding."""
+    first = tl.load(norm + 2 * at, mask=present, other=float("inf"))
+    return first, tl.load(norm + (2 * at + 1), mask=present, other=0)
 
 
 @triton.jit
-def store_sums(lse, norm, share, m, l, present, MASK: tl.constexpr):
-    """What the backward pass and ``weights`` need of the largest scores m and the sums l."""
+def store_sums(lse, norm, at, m, l, present, MASK: tl.constexpr):
+    """Of rows whose largest scores are m, and l the sums of the weights over them."""
     none = l == 0
-    tl.store(lse, lse_of(m, l, MASK), mask=present)
-    tl.store(norm, tl.where(none, float("inf"), m), mask=present)
-    tl.store(norm + share, tl.where(none, 0.0, 1 / l), mask=present)
+    if MASK == "added":
+        first = m + tl.log(l)
+    else:
+        first = m + tl.log2(l)
+    second = power(first - m, MASK) / l
+    tl.store(lse + at, lse_of(m, l, MASK), mask=present)
+    tl.store(norm + 2 * at, tl.where(none, float("inf"), first), mask=present)
+    tl.store(norm + (2 * at + 1), tl.where(none, 0.0, second), mask=present)
 
 
 @triton.jit

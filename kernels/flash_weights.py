@@ -7,13 +7,12 @@ k (B, H / GROUP, sk, D), lse (B, H, sq), weights (B, H, sq, sk) or, AVERAGE, (B,
 import triton
 import triton.language as tl
 
-from .flash_tile import RUNTIME, kept, scores, tile_product, tiles_seen
-from .flash_tile import weights as weights_of
+from .flash_tile import RUNTIME, kept, load_norm, power, scores, tile_product, tiles_seen
 
 
 @triton.jit
 def _of_head(
-    q, k, norm, share, mask, slopes, first_query, first_key, lengths, window, form, draw, q_s, k_s,
+    q, k, norm, mask, slopes, first_query, first_key, lengths, window, form, draw, q_s, k_s,
     D: tl.constexpr, MASK: tl.constexpr, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr,
     DROPOUT: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
@@ -31,7 +30,8 @@ def _of_head(
     )
     form = (scale, softcap, slope, mask, mask_q, mask_k)
     s, _ = scores(product, i, j, lengths, window, form, True, SOFTCAP, ALIBI, MASK)
-    p = weights_of(s, norm + i, share, i < sq, MASK)
+    first, second = load_norm(norm, i, i < sq)
+    p = power(s - first, MASK) * second
     if DROPOUT:
         keep_scale = draw[2]
         p = tl.where(kept(draw, first_query, first_key, BM, BN), p * keep_scale, 0.0)
@@ -42,7 +42,7 @@ def _of_head(
 def attention_weights(
     q, k, norm, weights, mask, slopes,
     q_b, q_h, q_s, k_b, k_h, k_s, lse_b, lse_h, mask_b, mask_h, mask_q, mask_k, slopes_b,
-    share, sq, sk, left, right, scale, softcap, seed: tl.int64, threshold: tl.int64, keep_scale,
+    sq, sk, left, right, scale, softcap, seed: tl.int64, threshold: tl.int64, keep_scale,
     rows, quads, sizes,
     H, GROUP, D: tl.constexpr, AVERAGE: tl.constexpr,
     BOTTOM_RIGHT: tl.constexpr, MASK: tl.constexpr, SOFTCAP: tl.constexpr,
@@ -71,7 +71,7 @@ def attention_weights(
             draw = (seed, threshold, keep_scale, (b * H + h) * rows, quads)
             total += _of_head(
                 q + b * q_b + h * q_h, k + b * k_b + key_head * k_h,
-                norm + b * lse_b + h * lse_h, share,
+                norm + 2 * (b * lse_b + h * lse_h),
                 None if MASK is None else mask + b * mask_b + h * mask_h,
                 slopes + b * slopes_b + h if ALIBI else None,
                 first_query, first_key, lengths, window, form, draw, q_s, k_s, D, MASK, SOFTCAP,

@@ -275,7 +275,7 @@ BAD: dict[str, tuple[type[Exception], str, bool, dict[str, Any]]] = {
     ),
     "softcap": (
         ValueError,
-        "softcap should be a finite number not below 0",
+        "softcap should be a number not below 0",
         False,
         {"softcap": -1.0},
     ),

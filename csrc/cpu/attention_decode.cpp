@@ -355,13 +355,14 @@ struct Decode {
       }
     }
     const int64_t h = head * group + row / a.Sq, i = row % a.Sq;
+    const A share = total == 0 ? 0 : 1 / total;
     T* out = (T*)a.out.data + b * a.out.batch + h * a.out.head + i * a.out.token;
     for (int64_t d = 0; d < a.Dv; d += E) {
       V x[N];
-      for (int n = 0; n < N; ++n) x[n] = total == 0 ? V{} : load(first + d + n * L) * (1 / total);
+      for (int n = 0; n < N; ++n) x[n] = total == 0 ? V{} : load(first + d + n * L) * share;
       store_block(out + d, a.Dv - d, x);
     }
-    write_row(a, unit, (b * a.Hq + h) * a.Sq + i, maximum, total, (A)__builtin_log((double)total));
+    write_row(a, unit, (b * a.Hq + h) * a.Sq + i, maximum, (A)__builtin_log((double)total), share);
   }
 };
 

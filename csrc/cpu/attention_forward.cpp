@@ -264,16 +264,19 @@ struct Forward {
   }
 
   void write(const Block& b, const Scratch& s) const {
-    A logs[Block::QUERIES];
-    for (int64_t v = 0; v < b.vectors; ++v) store(logs + v * L, logarithm(load(s.total + v * L)));
+    A *const shares = s.total, logs[Block::QUERIES];
+    for (int64_t v = 0; v < b.vectors; ++v) {
+      const V total = load(s.total + v * L);
+      store(logs + v * L, logarithm(total));
+      // A query without keys gets zeros; NaN goes on.
+      store(shares + v * L, total == 0 ? V{} : 1 / total);
+    }
     for (int64_t row = 0; row < b.rows; ++row) {
       const int64_t token = b.unit.q0 + b.index[row];
       T* out = tokens_at<T>(a, a.out, b.unit, b.head[row], token);
-      // A query without keys gets zeros; NaN goes on.
-      const A inverse = s.total[row] == 0 ? 0 : 1 / s.total[row];
       for (int64_t c = 0; c < a.Dv; c += L)
-        store(out + c, load(s.out + row * width_v + c) * inverse, a.Dv - c);
-      write_row(a, b.unit_of_scores, place_of(a, b, row), s.maximum[row], s.total[row], logs[row]);
+        store(out + c, load(s.out + row * width_v + c) * shares[row], a.Dv - c);
+      write_row(a, b.unit_of_scores, place_of(a, b, row), s.maximum[row], logs[row], shares[row]);
     }
   }
 };

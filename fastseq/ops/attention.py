@@ -6,9 +6,9 @@
 is the first and the third in one, on the CPU, for inference. Shapes: q (B, Hq, Sq, D), k (B, Hk,
 Sk, D), v (B, Hk, Sk, Dv).
 
-Weights are made again from ``norm`` (2, B, Hq, Sq), which only the backend that made it reads: of
-each row the largest score and one over the sum of e^(score - largest). From ``lse``, which serves
-where there is no ``norm``, those of large scores would be as far off as a large number is rounded.
+Weights are made again from ``norm`` (B, Hq, Sq, 2), which only the backend that made it reads: they
+are e^(score - first)·second, where first is about the largest score. From ``lse``, which serves
+where there is no ``norm``, those of large scores would be off by its rounding.
 """
 
 from typing import Any
@@ -88,7 +88,7 @@ def torch_is_quicker(q: Tensor, k: Tensor, *others: Tensor | None, keys: int = -
 def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *context: Any) -> tuple[Tensor, Tensor, Tensor]:
     out = q.new_empty(*q.shape[:3], v.shape[3])
     lse = q.new_empty(q.shape[:3], dtype=accumulate_dtype(q.dtype))
-    return reference.like_layout(out, q), lse, lse.new_empty(2, *lse.shape)
+    return reference.like_layout(out, q), lse, lse.new_empty(*lse.shape, 2)
 
 
 def _fake_backward(
@@ -152,7 +152,7 @@ def _save(ctx, arguments, results) -> None:
     ctx.save_for_backward(q, k, v, mask, *results)
 
 
-def _gradients(ctx, grad_out: Tensor | None, grad_lse: Tensor | None, _: None = None) -> tuple:
+def _gradients(ctx, grad_out: Tensor | None, grad_lse: Tensor | None, *_: Tensor | None) -> tuple:
     """Gradients of q, k, v and mask; ``norm`` has none to give."""
     q, k, v, mask, out, *sums = ctx.saved_tensors
     if grad_out is None:
@@ -276,7 +276,7 @@ def attention(
         window: how many keys to the left and right of its own a query sees; -1 for all. Causal is
             (-1, 0). A query's own key is the one of its index, or, ``bottom_right``, the one as far
             from the last key as the query from the last query.
-        softcap: s becomes softcap·tanh(s/softcap); 0 for none.
+        softcap: s becomes softcap·tanh(s/softcap); 0 and infinity for none.
         alibi_slopes: (Hq,) or (B, Hq); the score loses slope·|distance|, bottom-right. No kernel
             has their gradient: where they require one, all is computed in plain PyTorch.
         cu_seqlens_q, cu_seqlens_k: (B+1,) int32 bounds of the sequences in one packed row of tokens
@@ -285,7 +285,8 @@ def attention(
 
     Returns:
         out (B, Hq, Sq, Dv) and the log-sum-exp of the scores (B, Hq, Sq). A query that sees no key
-        gets zeros, and -inf.
+        gets zeros, and -inf. NaN and infinities come out as from torch; of keys that a mask or a
+        window hides they may (0 times NaN), of another sequence's tokens they never do.
     """
     q, k, v = autocast(q, k, v)
     if dropout_p > 0 and seed is None:

@@ -80,16 +80,16 @@ def raw_scores(q: Tensor, k: Tensor, options: Options) -> Tensor:
 
 
 def sums_of(s: Tensor) -> tuple[Tensor, Tensor]:
-    """The log-sum-exp of scores (…, Sk), and norm (2, …), which has no gradient."""
+    """The log-sum-exp of scores (…, Sk), and norm (…, 2), which has no gradient."""
     if s.shape[-1] == 0:
         lse = s.new_full(s.shape[:-1], -torch.inf)
-        return lse, torch.stack([-lse, torch.zeros_like(lse)])
+        return lse, torch.stack([-lse, torch.zeros_like(lse)], -1)
     blind = (s == -torch.inf).all(-1)
     seen = s.masked_fill(blind.unsqueeze(-1), 0)
     lse, seen = torch.logsumexp(seen, -1).masked_fill(blind, -torch.inf), seen.detach()
     peak = seen.amax(-1)
     share = 1 / torch.exp(seen - peak.unsqueeze(-1)).sum(-1)
-    return lse, torch.stack([peak.masked_fill(blind, torch.inf), share.masked_fill(blind, 0)])
+    return lse, torch.stack([peak.masked_fill(blind, torch.inf), share.masked_fill(blind, 0)], -1)
 
 
 def weights_of(s: Tensor, lse: Tensor, norm: Tensor | None) -> Tensor:
@@ -97,7 +97,7 @@ def weights_of(s: Tensor, lse: Tensor, norm: Tensor | None) -> Tensor:
     blind = lse == -torch.inf
     if norm is None:
         return torch.exp(s - lse.masked_fill(blind, torch.inf).unsqueeze(-1))
-    peak, share = norm
+    peak, share = norm.unbind(-1)
     share = share * torch.exp(lse.detach() - lse).masked_fill(blind, 1)  # 1, with the gradient
     return torch.exp(s - peak.unsqueeze(-1)) * share.unsqueeze(-1)
 
@@ -142,7 +142,7 @@ def attend(
     if not parts:
         return _attend(q, k, v, None, None, options, range(0))
     outs, lses, norms = zip(*parts)
-    return torch.cat(outs, 2), torch.cat(lses, 2), torch.cat(norms, 3)
+    return torch.cat(outs, 2), torch.cat(lses, 2), torch.cat(norms, 2)
 
 
 def _cut(
@@ -281,7 +281,7 @@ def attention_backward(
     else:
         grads = [torch.zeros_like(x) for x in (q, k, v)]
         for b, (at_q, at_k, slopes) in enumerate(_cut(cu_seqlens_q, cu_seqlens_k, alibi_slopes)):
-            upstream, own = (None if x is None else x[..., at_q] for x in (grad_lse, norm))
+            upstream, own = (None if x is None else x[:, :, at_q] for x in (grad_lse, norm))
             parts = _attend_backward(
                 grad_out[:, :, at_q], upstream, q[:, :, at_q], k[:, :, at_k], v[:, :, at_k],
                 lse[:, :, at_q], own, None, slopes, full, range(b, b + 1),

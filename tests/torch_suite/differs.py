@@ -5,7 +5,7 @@ DIFFERS: dict[str, str] = {
         "it asks whether torch's C++ fast path was called; ours has its own way"
     ),
     r"test_transformerencoderlayer_cpu_float32$": (
-        "a query whose keys are all masked: torch's inference path of the layer gives NaN; ours gives "
-        "the zeros that torch's own attention gives in training"
+        "a query whose keys are all masked: torch's inference path of the layer gives NaN; ours "
+        "gives the zeros that torch's own attention gives in training"
     ),
 }
