@@ -21,10 +21,10 @@ TOLERANCE = 1e-3  # relative to the largest value
 _NOT_COMPARED = {"past_key_values", "attentions", "cross_attentions", "hidden_states",
                  "encoder_attentions", "decoder_attentions", "router_logits"}  # fmt: skip
 
-#: What may come of it. The last three are failures.
-SAME, AS_SDPA, OWN, REFUSED, NO_ATTENTION, NOT_BUILT, DIFFERENT, CRASHED, TOO_LONG = (
-    "same", "as sdpa", "own attention", "clear error", "no attention", "not built",
-    "DIFFERENT", "CRASHED", "TOO LONG",
+#: What may come of it.
+SAME, ROUNDING, AS_SDPA, OWN, REFUSED, NO_ATTENTION, NOT_BUILT, TOO_LONG, DIFFERENT, CRASHED = (
+    "same", "within rounding", "as sdpa", "own attention", "clear error", "no attention",
+    "not built", "TOO LONG", "DIFFERENT", "CRASHED",
 )  # fmt: skip
 FAILURES = (DIFFERENT, CRASHED)
 
@@ -74,7 +74,7 @@ def examine(model_type: str) -> Outcome:
         to_sdpa = max(_errors(sdpa, ours, call).values()) if sdpa else float("inf")
         from_eager = max(_errors(eager, sdpa, call).values()) if sdpa else 0.0
         if error <= max(noise, 5 * min(from_eager, 1e-3)):
-            note += f"; rounding alone makes {max(noise, from_eager):.0e}"
+            outcome, note = ROUNDING, f"rounding alone makes {max(noise, from_eager):.0e}"
         elif to_sdpa <= max(TOLERANCE, noise):
             outcome, note = AS_SDPA, f"sdpa is {from_eager:.0e} off eager"
         else:

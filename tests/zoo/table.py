@@ -35,6 +35,7 @@ def table(outcomes: list[Outcome], version: str) -> str:
 
 _MEANING = {
     "same": "fastseq computed attention, and the numbers are eager's",
+    "within rounding": "the numbers differ no more than when weights change in the last place",
     "as sdpa": "the numbers are those of torch's sdpa, which differ from eager's",
     "own attention": "the model computes attention by itself and said so; the numbers are eager's",
     "clear error": "an error that names the model and what serves it",
