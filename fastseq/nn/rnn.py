@@ -299,7 +299,6 @@ class _Recurrent(torch.nn.RNNBase):
         if batch_sizes is None:
             steps = rows.unflatten(0, (-1, states[0].shape[1]))
             output, *ends = operator(steps, hx, weights, *options, False)
-            output = output.flatten(0, 1)
         else:
             output, *ends = operator(rows, batch_sizes, hx, weights, *options)
         return output, tuple(ends)
