@@ -17,6 +17,8 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import torch
+
 from .differs import DIFFERS
 
 # Files, and the tests in them that concern these modules; all where there is no name.
@@ -29,6 +31,13 @@ FILES = {
     "test_transformers.py": "",
 }
 _ROOT = Path(__file__).parents[2]
+HEADER = f"""# PyTorch's own tests
+
+PyTorch's tests of recurrent, attention and transformer modules, run with fastseq's in place of
+`torch.nn`'s and of `scaled_dot_product_attention` (`patch_torch(functional=True)`), on a CPU, with
+torch {torch.__version__}. `make torch-suite PYTORCH=…` makes this page from a copy of PyTorch's `test/`.
+Counted are the tests that torch's own modules pass; those that differ stand below, with why.
+"""
 
 
 def run(folder: Path, name: str, words: str, fastseq: bool) -> dict[str, dict[str, str]]:
@@ -95,7 +104,7 @@ def main() -> int:
                 listed.append(f"- `{test}`: {why or 'NOT EXPLAINED: ' + message}")
                 print(" ", listed[-1], flush=True)
     if options.out:
-        options.out.write_text("\n".join([*table, "", *listed, ""]))
+        options.out.write_text("\n".join([HEADER, *table, "", *listed, ""]))
     return unknown > 0
 
 
