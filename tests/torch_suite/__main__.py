@@ -35,7 +35,7 @@ HEADER = f"""# PyTorch's own tests
 
 PyTorch's tests of recurrent, attention and transformer modules, run with fastseq's in place of
 `torch.nn`'s and of `scaled_dot_product_attention` (`patch_torch(functional=True)`), on a CPU, with
-torch {torch.__version__}. `make torch-suite PYTORCH=…` makes this page from a copy of PyTorch's `test/`.
+torch {torch.__version__}. `make torch-suite PYTORCH=…` makes this page from a copy of their folder.
 Counted are the tests that torch's own modules pass; those that differ stand below, with why.
 """
 
