@@ -137,7 +137,7 @@ def test_blocks_drop_the_same_weights(block: int, monkeypatch: pytest.MonkeyPatc
     options = reference.Options(
         8**-0.5, -1, 0, softcap=3.0, dropout_p=0.3, max_seqlen_q=13, max_seqlen_k=13, seed=77
     )
-    expected, _ = reference.attend(q, k, v, None, None, None, None, options)
+    expected, *_ = reference.attend(q, k, v, None, None, None, None, options)
     found = attention_blocks.attention(q, k, v, scores=Scores(True, 3.0, 0.3, 77))
     torch.testing.assert_close(found, expected)
 

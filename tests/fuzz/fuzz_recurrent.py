@@ -77,6 +77,19 @@ class Sizes:
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(words[self.frozen] not in name)
 
+    def prepared(
+        self, module: Module, dtype: torch.dtype, inputs: list[Tensor], states: bool
+    ) -> tuple[Module, list[Tensor], Any]:
+        """A copy of the module and leaves of the inputs in this dtype, and the states to give."""
+        module = copy.deepcopy(module).to(dtype)
+        self.freeze(module)
+        leaves = [
+            leaf(x.to(self.dtype), dtype, self.strides, learns)
+            for x, learns in zip(inputs, self.learns)
+        ]
+        h, *c = leaves[1:]
+        return module, leaves, ((h, *c) if c else h) if states else None
+
     def spoil(self, *given: Tensor) -> None:
         if self.special:
             target = given[self.seed % len(given)]
@@ -137,15 +150,7 @@ def test_layers(data: st.DataObject) -> None:
         sizes.spoil(x, *(hx if states else []))
 
     def run(module: Module, dtype: torch.dtype, with_lengths: bool) -> list:
-        module = copy.deepcopy(module).to(dtype)
-        sizes.freeze(module)
-        leaves = [
-            leaf(t.to(sizes.dtype), dtype, sizes.strides, learns)
-            for t, learns in zip([x, *hx], sizes.learns)
-        ]
-        start: Any = None
-        if states:
-            start = tuple(leaves[1:]) if name == "LSTM" else leaves[1]
+        module, leaves, start = sizes.prepared(module, dtype, [x, *hx], states)
         if form in ("packed", "lengths") and not with_lengths:
             packed = pack_padded_sequence(
                 leaves[0], lengths, config["batch_first"], enforce_sorted=False
@@ -187,15 +192,7 @@ def test_cells(data: st.DataObject) -> None:
     sizes.spoil(x, *(hx if states else []))
 
     def run(module: Module, dtype: torch.dtype) -> list:
-        module = copy.deepcopy(module).to(dtype)
-        sizes.freeze(module)
-        leaves = [
-            leaf(t.to(sizes.dtype), dtype, sizes.strides, learns)
-            for t, learns in zip([x, *hx], sizes.learns)
-        ]
-        start: Any = None
-        if states:
-            start = tuple(leaves[1:]) if name == "LSTMCell" else leaves[1]
+        module, leaves, start = sizes.prepared(module, dtype, [x, *hx], states)
         outputs = tensors(module(leaves[0], start))
         wanted = [*(leaves if states else leaves[:1]), *module.parameters()]
         rest = [] if is_kinked(config, dtype) else gradients(outputs, wanted, dtype)
