@@ -247,7 +247,7 @@ bool shows_order(const AttentionArgs& a) {
 }
 
 // Takes lse and norm. Those of a few queries come from products that were added up in another order
-// than here: where that shows, norm is made again.
+// than here: where that shows, norm is made again, and so is out if there is one.
 void take_norm(Arguments& arguments, AttentionArgs& a, const Tensor& lse,
                const OptionalTensor& norm, const Tensor& q) {
   const std::vector<int64_t> shape{q.size(0), q.size(1), q.size(2), 2};
@@ -260,7 +260,10 @@ void take_norm(Arguments& arguments, AttentionArgs& a, const Tensor& lse,
   a.norm = arguments.keep(empty_norm(q)).mutable_data_ptr();
   AttentionArgs again = a;
   again.lse = arguments.keep(at::empty_like(lse)).mutable_data_ptr();
-  again.Dv = 0;
+  if (a.out.data)
+    a.out = again.out = result(arguments.keep(empty_in_layout(q, a.Dv)));
+  else
+    again.Dv = 0;
   fastseq::kernels().attention_forward(&again);
 }
 
