@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import (
     handle_torch_function,
-    has_torch_function,
     has_torch_function_variadic,
 )
 
@@ -229,7 +228,7 @@ def flash_attn_func(
             of probabilities to return.
     """
     tensors = (q, k, v, alibi_slopes)
-    if has_torch_function(tensors) and overridden(tensors):
+    if overridden(tensors):
         return handle_torch_function(
             flash_attn_func, tensors, q, k, v, dropout_p, softmax_scale, causal, window_size,
             softcap, alibi_slopes, deterministic, return_attn_probs,
@@ -273,7 +272,7 @@ def flash_attn_varlen_func(
         The rest as in ``flash_attn_func``; the log-sum-exp is (Hq, total_q).
     """
     tensors = (q, k, v, cu_seqlens_q, cu_seqlens_k, alibi_slopes)
-    if has_torch_function(tensors) and overridden(tensors):
+    if overridden(tensors):
         return handle_torch_function(
             flash_attn_varlen_func, tensors, q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q,
             max_seqlen_k, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes,

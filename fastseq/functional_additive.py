@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function
+from torch.overrides import handle_torch_function
 
 from .functional_options import SERVED, tensor
 from .ops.additive_attention import additive_attention as _attend
@@ -48,7 +48,7 @@ def additive_attention(
         TypeError: dtypes differ, or a mask is not bool.
     """
     tensors = (query, key, value, w_query, w_key, v, bias, key_padding_mask, attn_mask)
-    if has_torch_function(tensors) and overridden(tensors):
+    if overridden(tensors):
         return handle_torch_function(
             additive_attention, tensors, query, key, value, w_query, w_key, v, bias,
             key_padding_mask=key_padding_mask, attn_mask=attn_mask, return_weights=return_weights,

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function
+from torch.overrides import handle_torch_function
 
 from .functional_options import check_flash, check_slopes, number, tensor, window
 from .ops.attention import attention_decode
@@ -62,7 +62,7 @@ def flash_attn_with_kvcache(
     """
     floating = (q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, alibi_slopes)
     tensors: tuple[Any, ...] = (*floating, cache_seqlens, cache_batch_idx, block_table)
-    if has_torch_function(tensors) and overridden(tensors):
+    if overridden(tensors):
         return handle_torch_function(
             flash_attn_with_kvcache, tensors, q, k_cache, v_cache, k, v, rotary_cos, rotary_sin,
             cache_seqlens, cache_batch_idx, cache_leftpad, block_table, softmax_scale, causal,

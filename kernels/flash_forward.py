@@ -1,8 +1,9 @@
 """Flash attention forward: a program for each block of queries of a head walks the visible keys.
 
 Source: Dao, "FlashAttention-2: faster attention with better parallelism and work partitioning",
-2023. Shapes: q (B, H, sq, D), k (B, H / GROUP, sk, D), v (…, DV), lse (B, H, sq); with VARLEN one
-row of tokens, cut by cu_q and cu_k, and sq, sk are the longest.
+2023. Shapes: q (B, H, sq, D), k (B, H / GROUP, sk, D), v (…, DV), lse (B, H, sq), norm (…, 2), see
+flash_tile.load_norm; with VARLEN one row of tokens, cut by cu_q and cu_k, and sq, sk are the
+longest.
 """
 
 import triton

@@ -1,7 +1,7 @@
-"""The weights of attention from the log-sum-exp, each head's or their mean.
+"""The weights of attention from what its forward pass kept of each row, each head's or their mean.
 
 A program owns a tile of queries and keys; of the mean it walks the heads. Shapes: q (B, H, sq, D),
-k (B, H / GROUP, sk, D), lse (B, H, sq), weights (B, H, sq, sk) or, AVERAGE, (B, sq, sk).
+k (B, H / GROUP, sk, D), norm (B, H, sq, 2), weights (B, H, sq, sk) or, AVERAGE, (B, sq, sk).
 """
 
 import triton

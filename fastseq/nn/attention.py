@@ -3,7 +3,6 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import has_torch_function
 
 from ..ops.attention import attention, attention_and_weights, torch_is_quicker
 from ..ops.gemm import linear
@@ -53,7 +52,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         tensors = (query, key, value, attn_mask, key_padding_mask, *weights)
         masked = attn_mask is not None or key_padding_mask is not None
         if (
-            (has_torch_function(tensors) and overridden(tensors))
+            overridden(tensors)
             or (not masked and self._is_short(query, key, weights))
             or not self._serves(query, key, value, key_padding_mask, attn_mask, is_causal, weights)
         ):

@@ -1,7 +1,6 @@
 """Tensors that are more than their memory: who is asked before a kernel reads it."""
 
 import sys
-from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
@@ -14,12 +13,11 @@ from torch.overrides import (
 from torch.utils._device import DeviceContext
 
 
-def overridden(given: Iterable[Tensor | None]) -> bool:
+def overridden(given: tuple[Tensor | None, ...]) -> bool:
     """Whether a subclass's ``__torch_function__`` or a mode wants to see a call with these.
 
     torch.set_default_device, a mode too, has nothing to say about calls with tensors.
     """
-    given = tuple(given)
     if not has_torch_function(given):
         return False
     modes = _get_current_function_mode_stack()
